@@ -1,0 +1,1 @@
+"""Offline: train, import, convert and calibrate networks (needs ``edgeid[convert]``)."""

@@ -1,0 +1,1 @@
+"""EdgeID: verify people by face and voice, on the device, offline."""
