@@ -5,3 +5,262 @@ vocabulary is that of ONNX; batch normalisation is folded before a network becom
 graph. Activations are float32, NCHW. Weights live beside the layers in
 ``Graph.tensors`` under the names that the layers carry, so that two layers may share one.
 """
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from .encoding import Tensor
+from .errors import GraphError
+from .layer_json import (
+    check_ints,
+    check_keys,
+    check_list,
+    check_name,
+    layer_from_dict,
+    layer_to_dict,
+)
+from .layers import (
+    MAX_ELEMENTS,
+    OPERATORS,
+    Add,
+    Affine,
+    AveragePool,
+    Clip,
+    Concat,
+    Conv,
+    Flatten,
+    Gemm,
+    GlobalAveragePool,
+    L2Normalize,
+    Layer,
+    MaxPool,
+    Mul,
+    PRelu,
+    Relu,
+    Reshape,
+    Shape,
+)
+
+__all__ = [
+    "MAX_ENTRIES",
+    "MAX_LAYERS",
+    "MAX_TENSORS",
+    "OPERATORS",
+    "Add",
+    "Affine",
+    "AveragePool",
+    "Clip",
+    "Concat",
+    "Conv",
+    "Entry",
+    "Flatten",
+    "Gemm",
+    "GlobalAveragePool",
+    "Graph",
+    "L2Normalize",
+    "Layer",
+    "MaxPool",
+    "Mul",
+    "PRelu",
+    "Relu",
+    "Reshape",
+    "Shape",
+    "graph_from_dict",
+    "graph_to_dict",
+    "merge_graphs",
+]
+
+MAX_ENTRIES = 16
+MAX_LAYERS = 4096
+MAX_TENSORS = 16384
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A way into a graph: the activation to feed (shape without batch) and the one to read."""
+
+    name: str
+    input: str
+    shape: tuple[int, ...]
+    output: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Layers in execution order over named weights, with one or more entries."""
+
+    entries: tuple[Entry, ...]
+    layers: tuple[Layer, ...]
+    tensors: dict[str, Tensor]
+
+    def entry(self, name: str) -> Entry:
+        """The entry of that name; raises GraphError listing what there is."""
+        for entry in self.entries:
+            if entry.name == name:
+                return entry
+        raise GraphError(f"no entry {name!r}; the graph has {[e.name for e in self.entries]}")
+
+    def layers_of(self, entry_name: str) -> tuple[Layer, ...]:
+        """The layers that the entry's output depends on, in execution order."""
+        needed = {self.entry(entry_name).output}
+        found = []
+        for layer in reversed(self.layers):
+            if layer.output in needed:
+                needed.update(layer.inputs)
+                found.append(layer)
+        return tuple(reversed(found))
+
+    def infer_shapes(self, entry_name: str) -> dict[str, Shape]:
+        """Shape without batch of every activation that the entry computes, its input included.
+
+        Raises:
+            GraphError: naming the layer that does not fit.
+        """
+        entry = self.entry(entry_name)
+        if not entry.shape or min(entry.shape) < 1 or math.prod(entry.shape) > MAX_ELEMENTS:
+            raise GraphError(f"entry {entry.name!r}: shape {entry.shape} is empty or too large")
+        weights = {name: tensor.shape for name, tensor in self.tensors.items()}
+        shapes: dict[str, Shape] = {entry.input: entry.shape}
+        for layer in self.layers_of(entry_name):
+            shapes[layer.output] = _layer_shape(layer, shapes, weights)
+        if entry.output not in shapes or entry.output == entry.input:
+            raise GraphError(f"entry {entry.name!r}: no layer writes its output {entry.output!r}")
+        return shapes
+
+    def validate(self) -> None:
+        """Raise GraphError, naming the layer, unless every entry of the graph can be run."""
+        _check_counts(self)
+        _check_wiring(self)
+        used: set[str] = set()
+        for entry in self.entries:
+            self.infer_shapes(entry.name)
+            used.update(layer.name for layer in self.layers_of(entry.name))
+        idle = [layer.name for layer in self.layers if layer.name not in used]
+        if idle:
+            raise GraphError(f"layer {idle[0]!r} serves no entry: remove it")
+        read = {name for layer in self.layers for name in layer.tensor_names()}
+        spare = sorted(self.tensors.keys() - read)
+        if spare:
+            raise GraphError(f"tensor {spare[0]!r} is read by no layer: remove it")
+
+
+def _layer_shape(layer: Layer, shapes: Mapping[str, Shape], weights: Mapping[str, Shape]) -> Shape:
+    for name in layer.inputs:
+        if name not in shapes:
+            raise layer.error(f"input {name!r} is not computed before it from this entry's input")
+    for name in layer.tensor_names():
+        if name not in weights:
+            raise layer.error(f"there is no tensor {name!r}")
+    shape = layer.output_shape([shapes[name] for name in layer.inputs], weights)
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise layer.error(f"output shape {shape} is above the limit of {MAX_ELEMENTS} values")
+    return shape
+
+
+def _check_counts(graph: Graph) -> None:
+    for what, count, most in (
+        ("entries", len(graph.entries), MAX_ENTRIES),
+        ("layers", len(graph.layers), MAX_LAYERS),
+        ("tensors", len(graph.tensors), MAX_TENSORS),
+    ):
+        if count > most or (count == 0 and what != "tensors"):
+            raise GraphError(f"the graph has {count} {what}, allowed are 1..{most}")
+
+
+def _check_wiring(graph: Graph) -> None:
+    """Names are unique and every activation is written before it is read."""
+    names = [entry.name for entry in graph.entries]
+    for name in names:
+        check_name(name, "entry")
+        if names.count(name) > 1:
+            raise GraphError(f"entry {name!r} is there twice")
+    written = {check_name(entry.input, f"entry {entry.name!r}") for entry in graph.entries}
+    seen: set[str] = set()
+    for layer in graph.layers:
+        check_name(layer.name, "layer")
+        if layer.name in seen:
+            raise layer.error("the name is taken by a layer before it")
+        seen.add(layer.name)
+        for name in layer.inputs:
+            if name not in written:
+                raise layer.error(f"input {name!r} is not written by any layer before it")
+        if check_name(layer.output, f"layer {layer.name!r}") in written:
+            raise layer.error(f"output {layer.output!r} is written already")
+        written.add(layer.output)
+
+
+def graph_to_dict(graph: Graph) -> dict[str, Any]:
+    """JSON form of entries and layers; the tensors are stored beside it."""
+    return {
+        "entries": [
+            {"name": e.name, "input": e.input, "shape": list(e.shape), "output": e.output}
+            for e in graph.entries
+        ],
+        "layers": [layer_to_dict(layer) for layer in graph.layers],
+    }
+
+
+def _entry_from_dict(value: object, where: str) -> Entry:
+    found = check_keys(value, {"name", "input", "shape", "output"}, where)
+    return Entry(
+        name=check_name(found["name"], where),
+        input=check_name(found["input"], where),
+        shape=check_ints(found["shape"], where),
+        output=check_name(found["output"], where),
+    )
+
+
+def graph_from_dict(value: object, tensors: Mapping[str, Tensor]) -> Graph:
+    """The validated graph that ``graph_to_dict`` wrote, over ``tensors``.
+
+    Raises:
+        UnsupportedOperatorError: naming the layer, the operator and what is supported.
+        GraphError: naming the layer or field that is wrong.
+    """
+    found = check_keys(value, {"entries", "layers"}, "graph")
+    entries = check_list(found["entries"], MAX_ENTRIES, "graph, entries")
+    layers = check_list(found["layers"], MAX_LAYERS, "graph, layers")
+    graph = Graph(
+        entries=tuple(_entry_from_dict(e, f"entry number {i}") for i, e in enumerate(entries)),
+        layers=tuple(layer_from_dict(v, f"layer number {i}") for i, v in enumerate(layers)),
+        tensors=dict(tensors),
+    )
+    graph.validate()
+    return graph
+
+
+def _prefixed(layer: Layer, prefix: str) -> Layer:
+    tensors = set(layer.tensor_names())
+    renamed = {
+        field.name: prefix + getattr(layer, field.name)
+        for field in fields(layer)
+        if field.name in ("name", "output") or getattr(layer, field.name) in tensors
+    }
+    return replace(layer, inputs=tuple(prefix + name for name in layer.inputs), **renamed)
+
+
+def merge_graphs(**graphs: Graph) -> Graph:
+    """One graph with an entry a keyword: ``merge_graphs(face=a, voice=b)``.
+
+    Layers, activations and tensors of each take the prefix ``face/``, ``voice/`` ...
+
+    Raises:
+        GraphError: a graph does not have exactly one entry, or the result is not valid.
+    """
+    entries: list[Entry] = []
+    layers: list[Layer] = []
+    tensors: dict[str, Tensor] = {}
+    for name, graph in graphs.items():
+        if len(graph.entries) != 1:
+            raise GraphError(f"{name}: needs one entry to merge, has {len(graph.entries)}")
+        entry, prefix = graph.entries[0], f"{name}/"
+        entries.append(Entry(name, prefix + entry.input, entry.shape, prefix + entry.output))
+        layers.extend(_prefixed(layer, prefix) for layer in graph.layers)
+        tensors.update({prefix + key: tensor for key, tensor in graph.tensors.items()})
+    merged = Graph(tuple(entries), tuple(layers), tensors)
+    merged.validate()
+    return merged

@@ -1,0 +1,51 @@
+# make demo   device profile only: enrol and verify people
+# make test   development profile: the tests
+# make check  ruff and mypy
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INPUTS := pyproject.toml setup.py constraints.txt
+
+.PHONY: demo test check model samples clean
+
+demo: $(VENV)/device
+	$(BIN)/edgeid demo
+
+test: $(VENV)/development
+	$(BIN)/python -P -m pytest $(ARGS)
+
+check: $(VENV)/development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/device: $(INPUTS) | $(BIN)/python
+	$(PIP) --editable .
+	touch $@
+
+# torch comes first and pinned: a range could pull in several GB of CUDA packages
+$(VENV)/development: $(INPUTS) | $(BIN)/python
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[onnxruntime,convert,test,check]'
+	touch $@ $(VENV)/device
+
+# The default model from the data in EDGEID_DATA; every step resumes where it stopped.
+WORK ?= work
+model: $(VENV)/development
+	$(BIN)/edgeid train face --out $(WORK)/face.pt
+	$(BIN)/edgeid train voice --out $(WORK)/voice.pt
+	$(BIN)/edgeid train landmarks --out $(WORK)/landmarks.pt
+	$(BIN)/edgeid convert --face $(WORK)/face.pt --voice $(WORK)/voice.pt \
+	    --landmarks $(WORK)/landmarks.pt --calibrate --card converters/default_card.json \
+	    --weights int8 --out edgeid/default.edgeid
+
+# The synthetic people of the demo (needs the program espeak-ng).
+samples: $(VENV)/development
+	$(BIN)/python -m edgeid.converters.samples
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,132 @@
+"""Aligned face crops for training: loading, splitting, augmenting."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeid.runtime.errors import DataError
+
+Crops = NDArray[np.uint8]  # (N, 112, 112)
+CALIBRATION_SHARE = 10  # one identity in ten is kept out of training
+
+
+def data_directory() -> Path:
+    """The development data: ``EDGEID_DATA``, or ``../shared/data`` beside the checkout."""
+    path = Path(os.environ.get("EDGEID_DATA", "../shared/data"))
+    if not path.is_dir():
+        raise DataError(f"no data at {path}: set EDGEID_DATA to the folder with faces/ and speech/")
+    return path
+
+
+def is_calibration(identity: str) -> bool:
+    """Whether an identity is kept out of training, for score calibration and fusion.
+
+    Decided by a checksum of the name, so that every step and every run agrees.
+    """
+    return zlib.crc32(identity.encode()) % CALIBRATION_SHARE == 0
+
+
+@dataclass(frozen=True)
+class FaceSet:
+    """Aligned crops and who they show: ``labels[i]`` indexes ``identities``."""
+
+    crops: Crops
+    labels: NDArray[np.int64]
+    identities: tuple[str, ...]
+
+    def subset(self, keep: NDArray[np.bool_]) -> FaceSet:
+        """The chosen crops, with identities renumbered."""
+        used = np.unique(self.labels[keep])
+        renumbered = np.searchsorted(used, self.labels[keep])
+        return FaceSet(self.crops[keep], renumbered, tuple(self.identities[i] for i in used))
+
+    def split(self) -> tuple[FaceSet, FaceSet]:
+        """Training people and calibration people; no identity is in both."""
+        held = np.array([is_calibration(name) for name in self.identities])[self.labels]
+        return self.subset(~held), self.subset(held)
+
+
+def read_faces(archive: Path) -> FaceSet:
+    """Read ``set/identity/file.jpg`` members as 112x112 grey crops; smaller ones are enlarged.
+
+    Raises:
+        DataError: the archive is missing or empty, or a member is not an image.
+    """
+    if not archive.is_file():
+        raise DataError(f"no face archive at {archive}")
+    crops, names = [], []
+    with zipfile.ZipFile(archive) as members:
+        for member in sorted(members.namelist()):
+            if member.endswith("/"):
+                continue
+            encoded = np.frombuffer(members.read(member), np.uint8)
+            crop = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+            if crop is None:
+                raise DataError(f"{archive}: {member} is not an image")
+            if crop.shape != (112, 112):
+                crop = cv2.resize(crop, (112, 112), interpolation=cv2.INTER_CUBIC)
+            crops.append(crop)
+            names.append(member.rsplit("/", 1)[0])
+    if not crops:
+        raise DataError(f"{archive} holds no images")
+    identities = tuple(sorted(set(names)))
+    index = {name: i for i, name in enumerate(identities)}
+    labels = np.array([index[name] for name in names], np.int64)
+    return FaceSet(np.stack(crops).astype(np.uint8), labels, identities)
+
+
+def move(crop: Crops, rng: np.random.Generator, shift: float, turn: float, zoom: float) -> Crops:
+    """Rotate by up to ``turn`` degrees, scale by 1 +- ``zoom``, shift by up to ``shift`` pixels."""
+    angle, scale = rng.uniform(-turn, turn), 1 + rng.uniform(-zoom, zoom)
+    matrix = cv2.getRotationMatrix2D((55.5, 55.5), angle, scale)
+    matrix[:, 2] = matrix[:, 2] + rng.uniform(-shift, shift, 2)
+    warped = cv2.warpAffine(crop, matrix, (112, 112), borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(warped, np.uint8)
+
+
+def relight(crop: Crops, rng: np.random.Generator) -> Crops:
+    """Gain, gamma and a soft shadow from one side."""
+    x = crop.astype(np.float32) / 255
+    x = np.clip(x * rng.uniform(0.7, 1.3) + rng.uniform(-0.1, 0.1), 0, 1) ** rng.uniform(0.7, 1.4)
+    if rng.random() < 0.3:
+        ramp = np.linspace(rng.uniform(0.4, 1), rng.uniform(0.8, 1.2), 112, dtype=np.float32)
+        x = x * (ramp[None, :] if rng.random() < 0.7 else ramp[:, None])
+        if rng.random() < 0.5:
+            x = x[:, ::-1]
+    return (np.clip(x, 0, 1) * 255).astype(np.uint8)
+
+
+def degrade(crop: Crops, rng: np.random.Generator) -> Crops:
+    """What a poor camera does: blur, low resolution, JPEG, noise; each now and then."""
+    if rng.random() < 0.15:
+        crop = cv2.GaussianBlur(crop, (0, 0), rng.uniform(0.5, 1.8))  # type: ignore[assignment]
+    if rng.random() < 0.15:
+        side = int(rng.integers(40, 100))
+        small = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
+        crop = cv2.resize(small, (112, 112), interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
+    if rng.random() < 0.15:
+        quality = int(rng.integers(25, 80))
+        _, encoded = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        crop = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)  # type: ignore[assignment]
+    if rng.random() < 0.15:
+        noisy = crop + rng.normal(0, rng.uniform(2, 8), crop.shape)
+        crop = np.clip(noisy, 0, 255).astype(np.uint8)
+    return crop
+
+
+def augment(crop: Crops, rng: np.random.Generator) -> Crops:
+    """One training view of an aligned (112, 112) crop."""
+    if rng.random() < 0.5:
+        crop = crop[:, ::-1]
+    crop = move(crop, rng, shift=3, turn=5, zoom=0.04)
+    if rng.random() < 0.5:
+        crop = relight(crop, rng)
+    return degrade(crop, rng)

@@ -1,0 +1,138 @@
+"""The commands about models: train, convert, inspect."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgeid.command import Commands, Outcome, add_command, convert_extra, data_directory
+from edgeid.runtime.errors import DataError
+
+
+def add_commands(commands: Commands) -> None:
+    """Add this file's commands to the parser."""
+    parser = commands.add_parser("train", help="train a network from data", allow_abbrev=False)
+    networks = parser.add_subparsers(dest="network", metavar="network", required=True)
+    for name, run, noun in (
+        ("face", train_face, "the face network"),
+        ("voice", train_voice, "the voice network"),
+        ("landmarks", train_landmarks, "the network that finds eyes, nose and mouth"),
+    ):
+        _add_training(networks, name, run, f"train {noun}")
+    parser = add_command(commands, "convert", convert, "merge trained networks into a model file")
+    network = "a training checkpoint, or an .onnx file"
+    parser.add_argument("--face", type=Path, required=True, help=network)
+    parser.add_argument("--voice", type=Path, required=True, help=network)
+    parser.add_argument("--landmarks", type=Path, help="checkpoint; without, aligned crops only")
+    parser.add_argument("--out", type=Path, required=True, help="the .edgeid file to write")
+    parser.add_argument(
+        "--weights", default="float16", choices=("float16", "int8"), help="how weights are stored"
+    )
+    parser.add_argument("--data", type=Path, help="data to calibrate with (default: EDGEID_DATA)")
+    parser.add_argument(
+        "--no-calibration", action="store_true", help="write a model that cannot decide yet"
+    )
+    parser.add_argument("--card", type=Path, help="JSON file with the model card")
+    parser.add_argument("--model-version", type=int, default=1, help="counts up (default 1)")
+    parser = add_command(commands, "inspect", inspect, "say what is in a model file")
+    parser.add_argument("model", nargs="?", default="default", help="an .edgeid file")
+    parser.add_argument("--card", action="store_true", help="print the model card too")
+
+
+def _add_training(
+    networks: Commands, name: str, run: Callable[[argparse.Namespace], Outcome], text: str
+) -> None:
+    parser = add_command(networks, name, run, text)
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write, or resume")
+    parser.add_argument("--data", type=Path, help="folder of the data sets (default: EDGEID_DATA)")
+    parser.add_argument("--seed", type=int, help="of weights, sampling and augmentation")
+    parser.add_argument("--threads", type=int, help="threads of torch")
+    parser.add_argument("--batch", type=int, help="samples a step")
+    if name == "landmarks":
+        parser.add_argument("--epochs", type=int, help="passes over the data")
+    else:
+        parser.add_argument("--steps", type=int, help="optimiser steps")
+    if name == "face":
+        parser.add_argument("--teacher", type=Path, help="an .onnx face network to learn from")
+
+
+def train_face(options: argparse.Namespace) -> Outcome:
+    with convert_extra():
+        from edgeid.converters import training
+
+        chosen = _chosen(training.TrainOptions(), options)
+        out = training.train_face(options.out, chosen, data=_data(options), teacher=options.teacher)
+    return Outcome({"checkpoint": str(out)}, [f"wrote {out}"])
+
+
+def train_voice(options: argparse.Namespace) -> Outcome:
+    with convert_extra():
+        from edgeid.converters import training
+
+        chosen = _chosen(training.TrainOptions(), options)
+        out = training.train_voice(options.out, chosen, data=_data(options))
+    return Outcome({"checkpoint": str(out)}, [f"wrote {out}"])
+
+
+def train_landmarks(options: argparse.Namespace) -> Outcome:
+    with convert_extra():
+        import torch
+
+        from edgeid.converters import landmarks
+
+        torch.set_num_threads(options.threads or 1)
+        chosen = _chosen(landmarks.LandmarkTraining(), options)
+        faces = landmarks.read_landmark_set(_data(options) / "faces")
+        _, error = landmarks.train_landmarks(faces, chosen, options.out)
+    record = {"checkpoint": str(options.out), "error_percent": error}
+    return Outcome(
+        record, [f"wrote {options.out}: mean error {error:.2f} % of the distance of the eyes"]
+    )
+
+
+def _chosen(defaults: Any, options: argparse.Namespace) -> Any:
+    """The training's options, with those given on the command line in place of its own."""
+    given = {key: value for key, value in vars(options).items() if value is not None}
+    return replace(defaults, **{key: given[key] for key in vars(defaults) if key in given})
+
+
+def _data(options: argparse.Namespace) -> Path:
+    return data_directory() if options.data is None else Path(options.data)
+
+
+def convert(options: argparse.Namespace) -> Outcome:
+    with convert_extra():
+        from edgeid.converters.convert import ConvertOptions
+        from edgeid.converters.convert import convert as run
+
+        chosen = ConvertOptions(
+            weights=options.weights,
+            data=None if options.no_calibration else _data(options),
+            card=_read_card(options.card) if options.card is not None else None,
+            version=options.model_version,
+        )
+        report = run(options.face, options.voice, options.landmarks, options.out, chosen)
+    return Outcome(report.to_dict(), report.lines())
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_bytes())
+    except ValueError as error:  # bytes that are no text are one too
+        raise DataError(f"the model card {path} is not JSON: {error}") from error
+    if not isinstance(card, dict):
+        raise DataError(f"the model card {path} is not a JSON object")
+    return card
+
+
+def inspect(options: argparse.Namespace) -> Outcome:
+    from edgeid.inspection import inspect_model
+    from edgeid.runtime.model import default_model
+
+    path = default_model() if options.model == "default" else options.model
+    summary = inspect_model(path)
+    return Outcome(summary.to_dict(), summary.lines(card=options.card))

@@ -1,0 +1,184 @@
+"""What is in a model file, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeid.fingerprint import model_fingerprint
+from edgeid.runtime.encoding import Tensor
+from edgeid.runtime.errors import CalibrationError
+from edgeid.runtime.format import ModelFile, read_model
+from edgeid.runtime.graph import Graph
+from edgeid.runtime.score import KINDS, Calibration
+
+FMRS = (1e-2, 1e-3, 1e-4)
+
+
+@dataclass(frozen=True)
+class EntrySummary:
+    """One network of the file: input shape, embedding size, layers, weights."""
+
+    name: str
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+    layers: int
+    weights: int
+
+
+@dataclass(frozen=True)
+class EncodingSummary:
+    """The tensors of one encoding: how many, their weights, their bytes in the file."""
+
+    encoding: str
+    tensors: int
+    weights: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold and its false non-match rate, at a false match rate; None: not supported."""
+
+    kind: str
+    fmr: float
+    threshold: float | None
+    fnmr: float | None
+    impostors: int
+    people: int
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """A model file at a glance."""
+
+    path: str
+    bytes: int
+    model_version: int
+    fingerprint: str
+    entries: tuple[EntrySummary, ...]
+    operators: dict[str, int]
+    encodings: tuple[EncodingSummary, ...]
+    calibration: tuple[OperatingPoint, ...]
+    golden_vectors: int
+    recipe: tuple[Any, ...]
+    card: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        return asdict(self)
+
+    def lines(self, *, card: bool = False) -> list[str]:
+        """The summary as text, on demand with the model card."""
+        lines = [
+            f"{self.path}: {self.bytes:,} bytes, model version {self.model_version}",
+            f"fingerprint {self.fingerprint}",
+            *_table(
+                ["entry", "input", "output", "layers", "weights"],
+                [[e.name, _shape(e.input), _shape(e.output), f"{e.layers:,}", f"{e.weights:,}"]
+                 for e in self.entries],
+            ),
+            *_table(
+                ["encoding", "tensors", "weights", "bytes"],
+                [[e.encoding, f"{e.tensors:,}", f"{e.weights:,}", f"{e.bytes:,}"]
+                 for e in self.encodings],
+            ),
+            *_table(["operator", "layers"], [[op, str(n)] for op, n in self.operators.items()]),
+            *_table(
+                ["score", "FMR", "threshold", "FNMR", "impostors", "people"],
+                [[p.kind, f"{p.fmr:g}", _number(p.threshold, ".3f"), _number(p.fnmr, ".2%"),
+                  f"{p.impostors:,}", f"{p.people:,}"] for p in self.calibration],
+            ),
+            "",
+            f"golden vectors: {self.golden_vectors}",
+            f"recipe: {'; '.join(str(step) for step in self.recipe) or 'none'}",
+        ]  # fmt: skip
+        if card:
+            lines += ["", *(f"{key}: {value}" for key, value in self.card.items())]
+        return lines
+
+
+def inspect_model(path: str | Path) -> ModelSummary:
+    """Read a model file and sum it up. Raises ModelError as ``read_model`` does."""
+    file = read_model(path)
+    return ModelSummary(
+        path=str(path),
+        bytes=Path(path).stat().st_size,
+        model_version=file.model_version,
+        fingerprint=model_fingerprint(file),
+        entries=tuple(_entry(file.graph, entry.name) for entry in file.graph.entries),
+        operators=dict(Counter(layer.op for layer in file.graph.layers).most_common()),
+        encodings=_encodings(file.graph),
+        calibration=_calibration(file),
+        golden_vectors=len(file.golden),
+        recipe=tuple(file.recipe),
+        card=file.card,
+    )
+
+
+def _entry(graph: Graph, name: str) -> EntrySummary:
+    entry, layers = graph.entry(name), graph.layers_of(name)
+    tensors = {tensor for layer in layers for tensor in layer.tensor_names()}
+    return EntrySummary(
+        name=name,
+        input=entry.shape,
+        output=graph.infer_shapes(name)[entry.output],
+        layers=len(layers),
+        weights=sum(_weights(graph.tensors[tensor]) for tensor in tensors),
+    )
+
+
+def _encodings(graph: Graph) -> tuple[EncodingSummary, ...]:
+    groups: dict[str, list[Tensor]] = {}
+    for tensor in graph.tensors.values():
+        values = tensor.parts().get("values")
+        # float32 and float16 share an encoding; which of the two it is matters to the reader.
+        name = str(values.dtype) if tensor.encoding == "dense" and values is not None else ""
+        groups.setdefault(name or tensor.encoding, []).append(tensor)
+    return tuple(
+        EncodingSummary(name, len(own), sum(map(_weights, own)), sum(t.nbytes for t in own))
+        for name, own in sorted(groups.items())
+    )
+
+
+def _weights(tensor: Tensor) -> int:
+    count = 1
+    for size in tensor.shape:
+        count *= size
+    return count
+
+
+def _calibration(file: ModelFile) -> tuple[OperatingPoint, ...]:
+    calibration = Calibration.from_dict(file.calibration)
+    points = []
+    for kind in KINDS:
+        curve = getattr(calibration, kind)
+        for fmr in FMRS if curve is not None else ():
+            try:
+                threshold, fnmr = curve.threshold(fmr), curve.fnmr_at(fmr)
+            except CalibrationError:
+                threshold = fnmr = None
+            points.append(OperatingPoint(kind, fmr, threshold, fnmr, curve.impostors, curve.people))
+    return tuple(points)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _number(value: float | None, form: str) -> str:
+    return "unsupported" if value is None else format(value, form)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A blank line, then left-aligned columns; nothing without rows."""
+    if not rows:
+        return []
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    cells = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (head, *rows)
+    ]
+    return ["", *cells]

@@ -1,0 +1,201 @@
+"""How a weight is stored: one class an encoding, all with the same few members.
+
+An encoding keeps its data in named arrays (``parts``), says which shape they decode to,
+and checks the parts it is built from. A file stores the parts as they are. A new encoding
+is one more class here and one more line in ``ENCODINGS``; parts that are equal (a codebook
+that two layers share) are stored once by the file.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import GraphError
+
+FloatArray = NDArray[np.float32]
+MAX_RANK = 6
+MAX_ELEMENTS = 1 << 27  # of one tensor, decoded
+
+
+def check_shape(shape: tuple[int, ...], where: str) -> int:
+    """Number of values of a stored shape; raises GraphError outside the limits."""
+    if not 1 <= len(shape) <= MAX_RANK:
+        raise GraphError(f"{where}: {len(shape)} axes, allowed are 1..{MAX_RANK}")
+    if min(shape) < 1 or max(shape) > MAX_ELEMENTS or math.prod(shape) > MAX_ELEMENTS:
+        raise GraphError(f"{where}: shape {shape} is empty or above {MAX_ELEMENTS} values")
+    return math.prod(shape)
+
+
+def all_finite(array: NDArray[Any]) -> bool:
+    """Whether a non-empty float array has neither NaN nor infinity, without a copy of it."""
+    # minimum and maximum carry NaN along, so two scalars tell
+    return math.isfinite(float(array.min())) and math.isfinite(float(array.max()))
+
+
+class Tensor(ABC):
+    """A stored weight."""
+
+    encoding: ClassVar[str]
+    attributes: ClassVar[tuple[str, ...]] = ()
+    """Names of the whole numbers (bits, sub-vector length ...) that the encoding needs
+    beside its parts; each is an attribute of the object and an argument of from_parts."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape after decoding."""
+
+    @abstractmethod
+    def decode(self) -> FloatArray:
+        """The weight as float32; may be a read-only view on what is stored."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, NDArray[Any]]:
+        """The arrays to store, by name."""
+
+    @classmethod
+    @abstractmethod
+    def from_parts(
+        cls, shape: tuple[int, ...], parts: Mapping[str, NDArray[Any]], **attributes: int
+    ) -> Self:
+        """Build from stored arrays; raises GraphError where they do not make ``shape``."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parts."""
+        return sum(part.nbytes for part in self.parts().values())
+
+
+def _need_parts(parts: Mapping[str, NDArray[Any]], **dtypes: str) -> None:
+    found = {name: part.dtype.name for name, part in parts.items()}
+    if found != dtypes:
+        raise GraphError(f"the encoding needs the parts {dtypes}, found {found}")
+
+
+def _need_values(part: NDArray[Any], shape: tuple[int, ...], what: str) -> None:
+    if part.shape != shape:
+        raise GraphError(f"{what} have shape {part.shape}, need {shape}")
+    if part.dtype.kind == "f" and not all_finite(part):
+        raise GraphError(f"{what} hold NaN or infinity")
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Tensor):
+    """Plain values, float32 or float16."""
+
+    array: NDArray[np.float32] | NDArray[np.float16]
+
+    encoding: ClassVar[str] = "dense"
+
+    def __post_init__(self) -> None:
+        if self.array.dtype not in (np.float32, np.float16):
+            raise GraphError(f"dense weights are float32 or float16, not {self.array.dtype}")
+        check_shape(self.array.shape, "dense weight")
+        _need_values(self.array, self.array.shape, "dense weights")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def decode(self) -> FloatArray:
+        return self.array.astype(np.float32, copy=False)
+
+    def parts(self) -> dict[str, NDArray[Any]]:
+        return {"values": self.array}
+
+    @classmethod
+    def from_parts(
+        cls, shape: tuple[int, ...], parts: Mapping[str, NDArray[Any]], **attributes: int
+    ) -> Self:
+        kind = parts["values"].dtype.name if "values" in parts else "float32"
+        _need_parts(parts, values=kind)
+        if parts["values"].shape != shape:
+            raise GraphError(f"dense weights have shape {parts['values'].shape}, need {shape}")
+        return cls(parts["values"], **attributes)
+
+
+@dataclass(frozen=True, eq=False)
+class Int8(Tensor):
+    """Symmetric 8-bit values -127..127 with one positive scale an output channel (axis 0)."""
+
+    values: NDArray[np.int8]
+    scale: FloatArray
+
+    encoding: ClassVar[str] = "int8"
+
+    def __post_init__(self) -> None:
+        _need_parts(self.parts(), values="int8", scale="float32")
+        check_shape(self.values.shape, "int8 weight")
+        _need_values(self.scale, (self.values.shape[0],), "scales")
+        if self.scale.min() <= 0:
+            raise GraphError(f"int8 scales must be positive, the smallest is {self.scale.min()}")
+        if self.values.min() == -128:
+            raise GraphError("int8 weights lie in -127..127, found -128")
+        largest = float(self.scale.max()) * 127
+        if largest > float(np.finfo(np.float32).max):
+            raise GraphError(f"int8 scale {self.scale.max()} decodes beyond float32")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def decode(self) -> FloatArray:
+        scale = self.scale.reshape(-1, *[1] * (self.values.ndim - 1))
+        return np.multiply(self.values, scale, dtype=np.float32)
+
+    def parts(self) -> dict[str, NDArray[Any]]:
+        return {"values": self.values, "scale": self.scale}
+
+    @classmethod
+    def from_parts(
+        cls, shape: tuple[int, ...], parts: Mapping[str, NDArray[Any]], **attributes: int
+    ) -> Self:
+        _need_parts(parts, values="int8", scale="float32")
+        if parts["values"].shape != shape:
+            raise GraphError(f"int8 weights have shape {parts['values'].shape}, need {shape}")
+        return cls(parts["values"], parts["scale"], **attributes)
+
+
+ENCODINGS: dict[str, type[Tensor]] = {kind.encoding: kind for kind in (Dense, Int8)}
+
+
+def encode_float32(array: NDArray[Any]) -> Dense:
+    """Store as float32; raises GraphError on NaN or infinity."""
+    return Dense(np.ascontiguousarray(array, dtype=np.float32))
+
+
+def encode_float16(array: NDArray[Any]) -> Dense:
+    """Store rounded to float16; raises GraphError where a value is beyond +-65504."""
+    largest = float(np.abs(array).max())
+    if not largest <= 65504:
+        raise GraphError(f"float16 reaches 65504, the weight reaches {largest}: use float32")
+    return Dense(np.ascontiguousarray(array, dtype=np.float16))
+
+
+def encode_int8(array: NDArray[Any]) -> Int8:
+    """Store as int8 with the scale max|w| / 127 of each output channel (axis 0).
+
+    An all-zero channel takes the scale 1. The rounding error is at most half a scale.
+
+    Raises:
+        GraphError: fewer than two axes (keep biases and slopes in float), NaN or infinity.
+    """
+    weight = np.asarray(array, dtype=np.float32)
+    if weight.ndim < 2:
+        raise GraphError(f"int8 needs two axes or more, got shape {weight.shape}: use float32")
+    check_shape(weight.shape, "int8 weight")
+    _need_values(weight, weight.shape, "weights")
+    rows = weight.reshape(len(weight), -1)
+    largest = np.abs(rows).max(axis=1)
+    # below this a scale would be denormal and lose its precision: the channel counts as zero
+    smallest = 127 * np.finfo(np.float32).tiny
+    scale = np.where(largest > smallest, largest / np.float32(127), np.float32(1))
+    values = np.clip(np.rint(rows / scale[:, None]), -127, 127).astype(np.int8)
+    return Int8(values.reshape(weight.shape), scale)

@@ -1,0 +1,94 @@
+"""Engines: what runs a graph. All answer alike; they differ in speed and in what they need."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .encoding import FloatArray
+from .errors import EngineError
+from .graph import Graph
+
+__all__ = ["ENGINES", "Engine", "check_input", "make_engine", "thread_count"]
+
+ENGINES = ("auto", "onnxruntime", "reference")
+MAX_THREADS = 256
+
+
+class Engine(Protocol):
+    """Runs the entries of one graph."""
+
+    @property
+    def name(self) -> str:
+        """``reference`` or ``onnxruntime``."""
+
+    def run(self, entry: str, x: FloatArray) -> FloatArray:
+        """Run a batch.
+
+        Args:
+            entry: name of the entry.
+            x: float32 (N, *entry.shape), N of 0 or more.
+
+        Returns:
+            float32 (N, *output shape); for an embedding (N, d), not normalised.
+
+        Raises:
+            GraphError: there is no such entry.
+            EngineError: x has another shape or dtype, or the engine failed.
+        """
+
+
+def make_engine(graph: Graph, name: str = "auto", threads: int | None = None) -> Engine:
+    """Build an engine for a graph; weights are decoded once, here.
+
+    Args:
+        graph: validated here.
+        name: "onnxruntime", "reference", or "auto": onnxruntime where it is installed,
+            else reference.
+        threads: for one inference; None takes EDGEID_THREADS, and 1 where that is not set.
+            The reference engine leaves threads to numpy's BLAS (OPENBLAS_NUM_THREADS).
+
+    Raises:
+        GraphError: the graph is not valid.
+        EngineError: no such engine, onnxruntime is not installed, or threads is no count.
+    """
+    graph.validate()
+    count = thread_count(threads)
+    if name == "auto":
+        name = "onnxruntime" if importlib.util.find_spec("onnxruntime") else "reference"
+    if name == "onnxruntime":
+        from .ort import OnnxruntimeEngine
+
+        return OnnxruntimeEngine(graph, count)
+    if name == "reference":
+        from .reference import ReferenceEngine
+
+        return ReferenceEngine(graph)
+    raise EngineError(f"no engine {name!r:.80}; choose one of {', '.join(ENGINES)}")
+
+
+def thread_count(threads: int | None) -> int:
+    """The number of threads asked for: the argument, else EDGEID_THREADS, else 1."""
+    source, value = "threads", str(threads)
+    if threads is None:
+        source, value = "EDGEID_THREADS", os.environ.get("EDGEID_THREADS") or "1"
+    if isinstance(threads, bool) or not (value.isascii() and value.isdigit()):
+        raise EngineError(f"{source} is {value!r:.80}; give a whole number from 1 to {MAX_THREADS}")
+    count = int(value[:9])
+    if not 1 <= count <= MAX_THREADS:
+        raise EngineError(f"{source} is {value!r:.80}; give a whole number from 1 to {MAX_THREADS}")
+    return count
+
+
+def check_input(graph: Graph, entry: str, x: NDArray[Any]) -> FloatArray:
+    """``x`` if it is a float32 batch for the entry; raises EngineError saying what is needed."""
+    shape = graph.entry(entry).shape
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.shape[1:] != shape or not x.ndim:
+        found = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+        expected = ", ".join(str(n) for n in shape)
+        raise EngineError(f"entry {entry!r} takes a float32 array (N, {expected}), got {found}")
+    return x

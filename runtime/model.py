@@ -1,0 +1,208 @@
+"""A loaded model: images and recordings in, embeddings out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeid.runtime.alignment import landmark_input, landmark_points
+from edgeid.runtime.audio import Recording
+from edgeid.runtime.engine import make_engine
+from edgeid.runtime.errors import GoldenVectorError, ImageError, ModelError
+from edgeid.runtime.face import FaceFrontEnd, FaceSample, FaceSpec, network_input
+from edgeid.runtime.format import ModelFile, read_model
+from edgeid.runtime.golden import check_golden
+from edgeid.runtime.score import Calibration
+from edgeid.runtime.voice import VoiceSample, VoiceSpec, read_voice
+
+if TYPE_CHECKING:
+    from edgeid.runtime.image import ImageSource
+
+FACE, VOICE, LANDMARKS = "face", "voice", "landmarks"
+BATCH = 32  # images or windows in one engine call; bounds the memory of large evaluations
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """One person's face and voice, each L2-normalised float32 (d,)."""
+
+    face: Floats
+    voice: Floats
+
+
+class Model:
+    """Face and voice networks of one ``.edgeid`` file, with their preprocessing.
+
+    ``Model.load()`` gives the model inside the package. A model is safe to share between
+    threads as far as its engine is (onnxruntime and the reference engine are).
+    """
+
+    def __init__(
+        self,
+        file: ModelFile,
+        *,
+        engine: str = "auto",
+        threads: int | None = None,
+        detector: str | Path | None = None,
+    ) -> None:
+        self.file = file
+        self.engine = make_engine(file.graph, engine, threads)
+        self.calibration = (
+            Calibration.from_dict(file.calibration) if file.calibration else Calibration()
+        )
+        self.face_spec = FaceSpec.from_dict(file.face) if file.face is not None else None
+        self.voice_spec = VoiceSpec.from_dict(file.voice) if file.voice is not None else None
+        self._check_entries()
+        self._check_golden()
+        self._front_end: FaceFrontEnd | None = None
+        self._detector = detector
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] = "default",
+        engine: str = "auto",
+        *,
+        threads: int | None = None,
+        detector: str | Path | None = None,
+    ) -> Model:
+        """Read a model file and check its golden vectors on the chosen engine.
+
+        Args:
+            path: an ``.edgeid`` file, or "default" for the one inside the package.
+            engine: "auto" (onnxruntime where installed, else reference), "onnxruntime" or
+                "reference".
+            threads: for one inference; default ``EDGEID_THREADS``, else 1.
+            detector: None or "haar" for OpenCV's cascade, or the path of a YuNet ONNX file.
+
+        Raises:
+            ModelError: the file is missing, corrupt, too new, or does not reproduce its
+                golden vectors.
+            EngineError: the engine is not installed.
+        """
+        source = default_model() if str(path) == "default" else Path(path)
+        return cls(read_model(source), engine=engine, threads=threads, detector=detector)
+
+    def embed_face(self, image: ImageSource) -> Floats:
+        """The embedding (d,) of the one face in an image.
+
+        Raises:
+            ImageError: the image cannot be read.
+            QualityError: no face, several, too small, blurred, badly lit or turned away.
+        """
+        return self.embed_aligned(self.read_face(image).crop[None])[0]
+
+    def embed_voice(
+        self, audio: Recording, rate: int | None = None, *, checks: bool = True
+    ) -> Floats:
+        """The embedding (d,) of the speaker: the mean over windows of speech, normalised.
+
+        Raises:
+            AudioError: the recording cannot be read.
+            QualityError: silence, too little speech or clipping; not with ``checks=False``.
+        """
+        return self.embed_windows(self.read_voice(audio, rate, checks=checks).windows)
+
+    def embed(self, image: ImageSource, audio: Recording, rate: int | None = None) -> Embeddings:
+        """Face and voice of one person; raises as ``embed_face`` and ``embed_voice`` do."""
+        crop, windows = self.read_face(image).crop, self.read_voice(audio, rate).windows
+        return Embeddings(self.embed_aligned(crop[None])[0], self.embed_windows(windows))
+
+    def embed_aligned(self, crops: NDArray[np.uint8]) -> Floats:
+        """Aligned grey crops (N, 112, 112) uint8 -> embeddings (N, d).
+
+        Raises:
+            ImageError: another shape or dtype.
+        """
+        spec = self._face()
+        if not isinstance(crops, np.ndarray) or crops.dtype != np.uint8 or crops.ndim != 3:
+            found = f"{getattr(crops, 'dtype', type(crops).__name__)} {np.shape(crops)}"
+            raise ImageError(f"aligned crops must be uint8 (N, 112, 112), not {found}")
+        return _normalised(self._run(FACE, network_input(crops, spec)))
+
+    def embed_windows(self, windows: Floats) -> Floats:
+        """Log-mel windows (n, 1, frames, mels) of one recording -> its embedding (d,)."""
+        self._voice()
+        return _normalised(self._run(VOICE, windows).mean(axis=0, keepdims=True))[0]
+
+    def read_face(
+        self, image: ImageSource, *, checks: bool = True, several: str = "refuse"
+    ) -> FaceSample:
+        """Find, align and judge the face in an image; see ``FaceFrontEnd.read``."""
+        if self._front_end is None:  # the detector loads OpenCV: only when it is needed
+            self._front_end = FaceFrontEnd(self._face(), self._locator(), self._detector)
+        return self._front_end.read(image, checks=checks, several=several)
+
+    def read_voice(
+        self, audio: Recording, rate: int | None = None, *, checks: bool = True
+    ) -> VoiceSample:
+        """Find and judge the speech in a recording; see ``voice.read_voice``."""
+        return read_voice(audio, rate, self._voice(), checks=checks)
+
+    def _run(self, entry: str, x: Floats) -> Floats:
+        parts = [self.engine.run(entry, x[i : i + BATCH]) for i in range(0, len(x), BATCH)]
+        return np.concatenate(parts) if parts else self.engine.run(entry, x)
+
+    def _locator(self) -> Callable[[NDArray[np.uint8]], Floats]:
+        if not any(entry.name == LANDMARKS for entry in self.file.graph.entries):
+            raise ModelError("this model has no landmark network: it embeds aligned crops only")
+        return lambda crops: landmark_points(self._run(LANDMARKS, landmark_input(crops)))
+
+    def _face(self) -> FaceSpec:
+        if self.face_spec is None:
+            raise ModelError("this model has no face network")
+        return self.face_spec
+
+    def _voice(self) -> VoiceSpec:
+        if self.voice_spec is None:
+            raise ModelError("this model has no voice network")
+        return self.voice_spec
+
+    def _check_entries(self) -> None:
+        """Networks and preprocessing have to fit together before anything runs."""
+        shapes = {entry.name: entry.shape for entry in self.file.graph.entries}
+        wanted: dict[str, tuple[int, ...]] = {}
+        if self.face_spec is not None:
+            wanted[FACE] = self.face_spec.input_shape
+        if self.voice_spec is not None:
+            wanted[VOICE] = (1, self.voice_spec.frames, self.voice_spec.mels)
+        if not wanted:
+            raise ModelError("the model has neither a face nor a voice section")
+        for name, shape in wanted.items():
+            if shapes.get(name) != shape:
+                raise ModelError(
+                    f"the {name} network takes {shapes.get(name)}, its preprocessing gives {shape}"
+                )
+
+    def _check_golden(self) -> None:
+        proven: set[Any] = set()
+        for golden in self.file.golden:
+            check_golden(self.engine, self.file.graph, golden)
+            proven.add(golden["entry"])
+        missing = {entry.name for entry in self.file.graph.entries} - proven
+        if missing:
+            raise GoldenVectorError(f"no golden vector for {', '.join(sorted(missing))}")
+
+
+def default_model() -> Path:
+    """Where the model inside the package lies; ModelError if the package was built without."""
+    path = Path(str(files("edgeid") / "default.edgeid"))
+    if not path.is_file():
+        raise ModelError(f"the package has no default model ({path}): give the path of a model")
+    return path
+
+
+def _normalised(embeddings: Floats) -> Floats:
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    if not np.isfinite(embeddings).all() or (lengths == 0).any():
+        raise ModelError("the network gave an embedding that is zero or not finite")
+    return np.asarray(embeddings / lengths, np.float32)

@@ -1,0 +1,167 @@
+"""Scores and what they mean: template similarity, score fusion, score -> false match rate.
+
+A score alone says nothing; a model file therefore carries, for each kind of score (face,
+voice, fused), the false match rate (FMR) measured on impostor comparisons of people who
+took no part in training, and thresholds are asked for by FMR (curve.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from edgeid.runtime.curve import FmrCurve, fields, number
+from edgeid.runtime.errors import CalibrationError, InputError, ModelFormatError
+
+__all__ = [
+    "Calibration",
+    "FmrCurve",
+    "Fusion",
+    "Kind",
+    "similarity",
+    "similarity_matrix",
+]
+
+Kind = Literal["face", "voice", "fused"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+BEST_TEMPLATE_SHARE = 0.5
+"""Share of the best single template in a similarity; the rest is the centroid's."""
+
+
+def similarity(templates: ArrayLike, probe: ArrayLike) -> float:
+    """Similarity in [-1, 1] of a probe (d,) to the templates (n, d) of one person.
+
+    The mean of two cosines: to the centroid of the L2-normalised templates, which averages
+    noise out, and to the best single template, which lets one person have several looks
+    (with and without glasses). With one template both are the plain cosine.
+
+    Raises InputError for other shapes and for values that are not finite.
+    """
+    vector = np.asarray(probe)
+    if vector.ndim != 1:
+        raise InputError(f"the probe must be one embedding (d,), got shape {vector.shape}")
+    return float(similarity_matrix([templates], vector[None, :])[0, 0])
+
+
+def similarity_matrix(galleries: Sequence[ArrayLike], probes: ArrayLike) -> NDArray[np.float64]:
+    """Similarities (people, q) of probes (q, d) to people, each a set of templates (n_i, d).
+
+    Entry (i, j) is ``similarity(galleries[i], probes[j])``.
+    """
+    rows = [np.asarray(templates, dtype=np.float64) for templates in galleries]
+    columns = np.asarray(probes, dtype=np.float64)
+    if not rows or columns.ndim != 2 or not columns.shape[1]:
+        raise InputError(f"nothing to compare: {len(rows)} people, probes {columns.shape}")
+    for templates in rows:
+        if templates.ndim != 2 or not len(templates) or templates.shape[1] != columns.shape[1]:
+            raise InputError(
+                f"templates {templates.shape} do not fit probes {columns.shape}: "
+                "expected (n, d) with n >= 1 against (q, d)"
+            )
+    unit = [_normalised(templates) for templates in rows]
+    stacked = np.concatenate(unit)
+    centroids = _normalised(np.stack([templates.mean(axis=0) for templates in unit]))
+    columns = _normalised(columns)
+    starts = np.cumsum([0, *(len(templates) for templates in unit[:-1])])
+    best = np.maximum.reduceat(stacked @ columns.T, starts, axis=0)
+    centre = centroids @ columns.T
+    mixed = BEST_TEMPLATE_SHARE * best + (1 - BEST_TEMPLATE_SHARE) * centre
+    return np.clip(mixed, -1.0, 1.0)
+
+
+def _normalised(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    if not np.isfinite(rows).all():
+        raise InputError("an embedding holds values that are not finite")
+    # An all-zero row has no direction: it stays zero and is similar (0) to nothing.
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 1e-12, lengths, 1.0)
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Logistic regression over the two similarities; weights >= 0, so no score can hurt."""
+
+    bias: float
+    face: float
+    voice: float
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (self.bias, self.face, self.voice))):
+            raise ModelFormatError(f"fusion parameters are not finite: {self}")
+        if min(self.face, self.voice) < 0 or max(self.face, self.voice) == 0:
+            raise ModelFormatError(f"fusion weights must be >= 0 and not both 0: {self}")
+
+    def log_odds(self, face: ArrayLike, voice: ArrayLike) -> NDArray[np.float64]:
+        """Log-odds for genuine, elementwise over arrays of face and voice similarities."""
+        faces, voices = np.asarray(face, np.float64), np.asarray(voice, np.float64)
+        return np.asarray(self.bias + self.face * faces + self.voice * voices)
+
+    def to_dict(self) -> dict[str, float]:
+        return {"bias": self.bias, "face": self.face, "voice": self.voice}
+
+    @classmethod
+    def from_dict(cls, data: object) -> Fusion:
+        """The parameters in ``data``; ModelFormatError for anything else."""
+        parts = fields(data, "fusion", ("bias", "face", "voice"))
+        return cls(**{name: number(value, f"fusion {name}") for name, value in parts.items()})
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the scores of one model mean; a part that was not measured is None."""
+
+    face: FmrCurve | None = None
+    voice: FmrCurve | None = None
+    fused: FmrCurve | None = None
+    fusion: Fusion | None = None
+
+    def __post_init__(self) -> None:
+        if (self.fused is None) != (self.fusion is None):
+            raise ModelFormatError("a fused curve and fusion parameters only make sense together")
+
+    def curve(self, kind: Kind) -> FmrCurve:
+        """The curve of one kind of score; CalibrationError if the model has none."""
+        if kind not in KINDS:
+            raise CalibrationError(f"no such kind of score: {kind!r}; there are {', '.join(KINDS)}")
+        curve: FmrCurve | None = getattr(self, kind)
+        if curve is None:
+            raise CalibrationError(f"the model is not calibrated for {kind} scores; calibrate it")
+        return curve
+
+    def threshold(self, kind: Kind, fmr: float) -> float:
+        """Threshold for ``kind`` scores at which the observed FMR is at most ``fmr``."""
+        return self.curve(kind).threshold(fmr)
+
+    def fmr_of(self, kind: Kind, score: float) -> float:
+        """FMR if ``score`` were the threshold, not below 3/impostors."""
+        return self.curve(kind).fmr_of(score)
+
+    def fuse(self, face_score: float, voice_score: float) -> float:
+        """Fused score (log-odds) of a face and a voice similarity."""
+        if self.fusion is None:
+            raise CalibrationError("the model is not calibrated for fused scores; calibrate it")
+        if not (math.isfinite(face_score) and math.isfinite(voice_score)):
+            raise InputError(f"scores are not finite: face {face_score}, voice {voice_score}")
+        return float(self.fusion.log_odds(face_score, voice_score))
+
+    def to_dict(self) -> dict[str, Any]:
+        parts = {"face": self.face, "voice": self.voice, "fused": self.fused, "fusion": self.fusion}
+        return {name: part.to_dict() for name, part in parts.items() if part is not None}
+
+    @classmethod
+    def from_dict(cls, data: object) -> Calibration:
+        """Read what ``to_dict`` wrote; a missing part was not measured.
+
+        Raises ModelFormatError for unknown names and for values that cannot be.
+        """
+        names = (*KINDS, "fusion")
+        parts = fields(data, "calibration", names, optional=True)
+        curves = {kind: FmrCurve.from_dict(parts[kind]) for kind in KINDS if kind in parts}
+        fusion = Fusion.from_dict(parts["fusion"]) if "fusion" in parts else None
+        return cls(**curves, fusion=fusion)

@@ -1,0 +1,80 @@
+"""Loading, splitting and augmenting face crops for training."""
+
+from __future__ import annotations
+
+import zipfile
+
+import numpy as np
+import pytest
+
+cv2 = pytest.importorskip("cv2")
+
+from edgeid.converters.faces import (  # noqa: E402
+    FaceSet,
+    augment,
+    is_calibration,
+    move,
+    read_faces,
+)
+from edgeid.runtime.errors import DataError  # noqa: E402
+
+
+def archive(path, members):
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    return path
+
+
+def jpeg(size, value=128):
+    return cv2.imencode(".jpg", np.full((size, size), value, np.uint8))[1].tobytes()
+
+
+def test_crops_are_read_labelled_and_enlarged(tmp_path):
+    path = archive(
+        tmp_path / "t.zip",
+        {"s/bob/1.jpg": jpeg(112, 10), "s/ann/1.jpg": jpeg(64, 200), "s/bob/2.jpg": jpeg(112, 30)},
+    )
+    faces = read_faces(path)
+    assert faces.identities == ("s/ann", "s/bob")
+    assert faces.labels.tolist() == [0, 1, 1]
+    assert faces.crops.shape == (3, 112, 112)
+    assert faces.crops[:, 0, 0].tolist() == [200, 10, 30]
+
+
+def test_missing_empty_and_broken_archives_are_told(tmp_path):
+    with pytest.raises(DataError, match="no face archive"):
+        read_faces(tmp_path / "none.zip")
+    with pytest.raises(DataError, match="holds no images"):
+        read_faces(archive(tmp_path / "empty.zip", {}))
+    with pytest.raises(DataError, match=r"s/x/1\.jpg is not an image"):
+        read_faces(archive(tmp_path / "bad.zip", {"s/x/1.jpg": b"nonsense"}))
+
+
+def test_split_parts_people_not_photos():
+    names = tuple(f"set/{n}" for n in range(400))
+    labels = np.repeat(np.arange(400), 2)
+    crops = np.zeros((800, 112, 112), np.uint8)
+    crops[:, 0, 0] = labels % 256
+    train, held = FaceSet(crops, labels, names).split()
+    assert not set(train.identities) & set(held.identities)
+    assert set(train.identities) | set(held.identities) == set(names)
+    assert 0.05 < len(held.identities) / 400 < 0.16
+    assert all(is_calibration(name) for name in held.identities)
+    original = [names.index(held.identities[label]) % 256 for label in held.labels]
+    assert held.crops[:, 0, 0].tolist() == original
+
+
+def test_augmentation_depends_on_its_generator_alone():
+    crop = np.random.default_rng(0).integers(0, 255, (112, 112)).astype(np.uint8)
+    views = [[augment(crop, np.random.default_rng(seed)) for seed in range(30)] for _ in range(2)]
+    for a, b in zip(*views, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.shape == (112, 112)
+        assert a.dtype == np.uint8
+    assert not np.array_equal(views[0][0], views[0][1])
+
+
+def test_move_by_nothing_changes_nothing():
+    crop = np.random.default_rng(0).integers(0, 255, (112, 112)).astype(np.uint8)
+    np.testing.assert_array_equal(move(crop, np.random.default_rng(0), 0, 0, 0), crop)

@@ -1,0 +1,107 @@
+"""Loading, splitting and augmenting speech for training."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+
+soundfile = pytest.importorskip("soundfile")
+pytest.importorskip("cv2")
+pytest.importorskip("tqdm")
+
+from edgeid.converters.speech import (  # noqa: E402
+    SpeechSampler,
+    SpeechSet,
+    band_limit,
+    mix,
+    read_speech,
+    reverberate,
+)
+from edgeid.runtime.errors import DataError  # noqa: E402
+from edgeid.runtime.voice import VoiceSpec, cut_windows  # noqa: E402
+
+SPEC = VoiceSpec()
+RNG = np.random.default_rng(0)
+
+
+def noise(count, level=0.1):
+    return (level * RNG.standard_normal(count)).astype(np.float32)
+
+
+def small_set():
+    return SpeechSet(("s/ann", "s/bob"), ((noise(8000), noise(40000)), (noise(30000),)))
+
+
+def test_mix_reaches_the_ratio_asked_for():
+    wave, other = noise(16000), noise(16000, 0.7)
+    added = mix(wave, other, 10.0) - wave
+    ratio = 10 * np.log10(np.mean(wave**2) / np.mean(added**2))
+    assert ratio == pytest.approx(10.0, abs=0.01)
+
+
+def test_reverberation_keeps_the_direct_sound_and_the_length():
+    click = np.zeros(16000, np.float32)
+    click[100] = 1
+    wet = reverberate(click, 16000, np.random.default_rng(1))
+    assert wet.shape == click.shape
+    assert wet[100] == pytest.approx(1.0, abs=1e-4)
+    assert np.abs(wet[:100]).max() < 1e-4
+    assert np.abs(wet[200:]).max() > 1e-3
+
+
+def test_band_limit_takes_the_top_away():
+    spectrum = np.abs(np.fft.rfft(band_limit(noise(16000), 16000, np.random.default_rng(1))))
+    assert spectrum[7500:].mean() < 0.05 * spectrum[1000:3000].mean()
+
+
+def test_draw_gives_network_input_and_depends_on_its_generator_alone():
+    sampler = SpeechSampler(small_set(), (noise(20000),), SPEC)
+    windows, labels = sampler.draw(12, np.random.default_rng(3))
+    again, _ = sampler.draw(12, np.random.default_rng(3))
+    np.testing.assert_array_equal(windows, again)
+    assert windows.shape == (12, 1, 112, 96)
+    assert windows.dtype == np.float32
+    assert sampler.classes == 6
+    assert set(labels) <= set(range(6))
+
+
+def test_an_unaltered_draw_is_what_the_device_computes(monkeypatch):
+    """Training sees the features of the runtime: same code, same numbers."""
+    clip = noise(SPEC.window_samples + 1)
+    sampler = SpeechSampler(SpeechSet(("s/ann",), ((clip,),)), (noise(16000),), SPEC)
+    monkeypatch.setattr(SpeechSampler, "_augment", lambda _self, wave, _rng: wave)
+    monkeypatch.setattr("edgeid.converters.speech._colour", lambda *_: None)
+    monkeypatch.setattr("edgeid.converters.speech._mask", lambda *_: None)
+    windows, labels = sampler.draw(20, np.random.default_rng(0))
+    plain = windows[labels == 0][0]
+    np.testing.assert_allclose(plain, cut_windows(clip[:-1], SPEC)[0], atol=1e-5)
+
+
+def test_split_parts_speakers():
+    speakers = tuple(f"set/{n}" for n in range(300))
+    speech = SpeechSet(speakers, tuple((np.full(4, n, np.float32),) for n in range(300)))
+    train, held = speech.split()
+    assert not set(train.speakers) & set(held.speakers)
+    assert len(train.speakers) + len(held.speakers) == 300
+    for speaker, utterances in zip(held.speakers, held.utterances, strict=True):
+        assert utterances[0][0] == speakers.index(speaker)
+
+
+def test_frequent_speakers_are_drawn_more_often_but_not_in_proportion():
+    weights = SpeechSet(("a", "b"), ((noise(100),), (noise(400),))).weights
+    np.testing.assert_allclose(weights, [1 / 3, 2 / 3])
+
+
+def test_missing_and_silent_archives_are_told(tmp_path):
+    with pytest.raises(DataError, match="no speech archive"):
+        read_speech([tmp_path / "none.zip"], SPEC)
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(16000, np.float32), 16000, format="WAV")
+    path = tmp_path / "silent.zip"
+    with zipfile.ZipFile(path, "w") as members:
+        members.writestr("s/ann/1.wav", file.getvalue())
+    with pytest.raises(DataError, match="no speech in"):
+        read_speech([path], SPEC)
