@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgeid.runtime.encoding import Tensor, encode_float32
 from edgeid.runtime.errors import GraphError, UnsupportedOperatorError
-from edgeid.runtime.graph import Affine, Conv, Entry, Gemm, Graph, Layer, Shape
+from edgeid.runtime.graph import MAX_ELEMENTS, Affine, Conv, Entry, Gemm, Graph, Layer, Shape
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,10 @@ class GraphBuilder:
         self._tensors.update({names[role]: array for role, array in tensors.items()})
         shapes = {name: self._tensors[name].shape for name in layer.tensor_names()}
         inputs = [self.shapes[name] for name in layer.inputs]
-        self.shapes[layer.output] = layer.output_shape(inputs, shapes)
+        shape = layer.output_shape(inputs, shapes)
+        if math.prod(shape) > MAX_ELEMENTS:
+            raise layer.error(f"output shape {shape} is above the limit of {MAX_ELEMENTS} values")
+        self.shapes[layer.output] = shape
         self._layers.append(layer)
 
     def emit_weighted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from .graph_builder import GraphBuilder, Node
 
-MAX_ELEMENTS = 1 << 27
+MAX_ELEMENTS = 1 << 24  # of a result; shapes and scales are small, weights are left as they are
 _DTYPES = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16, 11: np.float64}
 
 Values = list[NDArray[Any]]
@@ -21,12 +22,14 @@ def fold_constant(builder: GraphBuilder, node: Node) -> bool:
     names = [builder.resolve(name) for name in node.inputs if name]
     if node.op not in CONSTANT_OPERATORS or any(n not in builder.constants for n in names):
         return False
-    try:
-        value = CONSTANT_OPERATORS[node.op](node, [builder.constants[n] for n in names])
-    except (ValueError, IndexError, KeyError, TypeError) as error:
-        raise node.error(f"cannot be worked out: {error}") from error
+    value = CONSTANT_OPERATORS[node.op](node, [builder.constants[n] for n in names])
     builder.constants[node.outputs[0]] = np.asarray(value)
     return True
+
+
+def _check_size(node: Node, size: int) -> None:
+    if size > MAX_ELEMENTS:
+        raise node.error(f"a constant of {size} values is too large")
 
 
 def _constant(node: Node, _values: Values) -> NDArray[Any]:
@@ -59,10 +62,12 @@ def _unsqueeze(node: Node, values: Values) -> NDArray[Any]:
 
 
 def _concat(node: Node, values: Values) -> NDArray[Any]:
+    _check_size(node, sum(value.size for value in values))
     return np.concatenate(values, axis=int(node.attributes["axis"]))
 
 
 def _gather(node: Node, values: Values) -> NDArray[Any]:
+    _check_size(node, values[0].size * values[1].size)
     return np.take(values[0], values[1].astype(np.int64), axis=int(node.attributes.get("axis", 0)))
 
 
@@ -80,13 +85,10 @@ def _arithmetic(
     ufunc: Callable[..., Any],
 ) -> Callable[[Node, Values], NDArray[Any]]:
     def work_out(node: Node, values: Values) -> NDArray[Any]:
-        shape = np.broadcast_shapes(*(value.shape for value in values))
-        if int(np.prod(shape, dtype=np.float64)) > MAX_ELEMENTS:
-            raise node.error(f"a constant of shape {shape} is too large")
+        _check_size(node, math.prod(np.broadcast_shapes(*(value.shape for value in values))))
         if values[0].dtype.kind in "iu" and ufunc is np.divide:
             return np.asarray(np.floor_divide(*values))
-        with np.errstate(all="ignore"):  # the finished graph is checked for NaN and infinity
-            return np.asarray(ufunc(*values))
+        return np.asarray(ufunc(*values))
 
     return work_out
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from edgeid.runtime.errors import (
     ModelFormatError,
     UnsupportedOperatorError,
 )
-from edgeid.runtime.graph import Entry, Graph
+from edgeid.runtime.graph import MAX_ELEMENTS, Entry, Graph
 
 from .graph_builder import GraphBuilder, Node
 from .onnx_operators import OPERATORS, convert_node
@@ -50,7 +51,7 @@ def import_onnx(
     nodes = [_node(onnx, n, i, taken) for i, n in enumerate(graph.node)]
     nodes = _needed(nodes, wanted)
     builder = GraphBuilder(readers=_readers(nodes, wanted))
-    builder.constants.update({t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer})
+    builder.constants.update({t.name: _array(onnx, t) for t in graph.initializer})
     builder.shapes[input_name] = shape
     for node in nodes:
         convert_node(builder, node)
@@ -84,11 +85,25 @@ def _load(onnx: Any, source: str | os.PathLike[str] | bytes) -> Any:
             raise ModelFormatError(
                 f"{where}: weight {tensor.name!r} is in another file; save the model in one file"
             )
+    if any(isinstance(text, bytes) for text in _names(model.graph)):  # so protobuf hands it out
+        raise ModelFormatError(f"{where}: a name is not UTF-8")
+    for output in model.graph.output:
+        # the checker insists on a shape that engines do without; it is worked out here anyway
+        output.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(model)
     except Exception as error:
         raise ModelFormatError(f"{where}: not a valid ONNX model: {error}") from error
     return model
+
+
+def _names(graph: Any) -> Iterator[Any]:
+    """Every name in a graph that is used below."""
+    for item in (*graph.input, *graph.output, *graph.initializer):
+        yield item.name
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
 
 
 def _check_domains(model: Any) -> None:
@@ -115,6 +130,8 @@ def _input(onnx: Any, inputs: list[Any]) -> tuple[str, tuple[int, ...]]:
             f"input {inputs[0].name!r} must have fixed sizes after the batch, has {shape}; "
             "export with a fixed height and width"
         )
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise GraphError(f"input {inputs[0].name!r} is too large: {shape}")
     return inputs[0].name, shape
 
 
@@ -139,7 +156,7 @@ def _attribute(onnx: Any, attribute: Any) -> Any:
     if isinstance(value, onnx.TensorProto):
         if value.data_location or value.external_data:
             raise ModelFormatError(f"constant {attribute.name!r} is in another file")
-        return onnx.numpy_helper.to_array(value)
+        return _array(onnx, value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, int | float | str):
@@ -147,6 +164,13 @@ def _attribute(onnx: Any, attribute: Any) -> Any:
     if isinstance(value, Iterable):
         return tuple(value)
     return value
+
+
+def _array(onnx: Any, tensor: Any) -> Any:
+    try:
+        return onnx.numpy_helper.to_array(tensor)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ModelFormatError(f"weight {tensor.name!r} cannot be read: {error}") from error
 
 
 def _needed(nodes: list[Node], output: str) -> list[Node]:

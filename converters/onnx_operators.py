@@ -42,6 +42,15 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 def convert_node(builder: GraphBuilder, node: Node) -> None:
     """Add one node to the graph; raises UnsupportedOperatorError or GraphError naming it."""
+    try:
+        with np.errstate(all="ignore"):  # the finished graph is checked for NaN and infinity
+            _convert(builder, node)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # an attribute or constant of a form that no exporter writes
+        raise node.error(f"malformed: {error}") from error
+
+
+def _convert(builder: GraphBuilder, node: Node) -> None:
     if node.op == "Shape":
         # the batch is not known and reads -1, which is what Reshape makes of it
         shape = (-1, *builder.shapes[builder.activation(node)])

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from edgeid import cli_eval, cli_models, cli_people
@@ -100,21 +101,32 @@ def _print(outcome: Outcome, as_json: bool) -> int:
 
 
 def _write(text: str) -> None:
+    """Print to standard output, whatever characters it knows.
+
+    A reader that has gone (``| head``) is no error: the exit status still holds.
+
+    Raises:
+        OSError: it cannot be written to (a full disk).
+    """
+    stream = sys.stdout
+    if stream is None:  # closed by whoever started the program
+        return
+    encoding = stream.encoding or "utf-8"
     try:
-        # A terminal may not know every character of a name.
-        encoding = sys.stdout.encoding or "utf-8"
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader (head, say) has gone; the exit status still holds. Without this the
-        # interpreter would complain when it flushes again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except OSError as error:
+        # The interpreter would try again at exit, complain, and change the exit status.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
 
 
 def _fail(code: str, message: str, as_json: bool, status: int = FAILED) -> int:
-    if as_json:
-        _write(json.dumps({"error": {"code": code, "message": message}}) + "\n")
-    else:
-        one_line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
-        print(f"edgeid: {one_line}", file=sys.stderr)
+    with suppress(OSError):  # where even this cannot be printed, the exit status has to do
+        if as_json:
+            _write(json.dumps({"error": {"code": code, "message": message}}) + "\n")
+        else:
+            line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
+            print(f"edgeid: {line}", file=sys.stderr)
     return status

@@ -219,6 +219,8 @@ class EdgeID:
 
     def _check_fmr(self) -> None:
         """Refuse at once a rate at which every later decision would fail."""
+        if isinstance(self.fmr, bool) or not isinstance(self.fmr, int | float):
+            raise CalibrationError(f"fmr is a number between 0 and 1, not {self.fmr!r:.80}")
         kinds: tuple[Modality, ...] = ("face", "voice", "fused")
         problem: CalibrationError | None = None
         for kind in kinds:

@@ -163,11 +163,13 @@ def best_threshold(scores: ArrayLike, genuine: ArrayLike) -> float:
 
     Of several equally good ones the middle one is taken.
     """
-    curve = roc(scores, genuine)
-    positives = int(np.asarray(genuine, bool).sum())
-    negatives = len(np.asarray(genuine)) - positives
-    wrong = np.rint(curve.fmr * negatives + curve.fnmr * positives)
-    best = np.flatnonzero(wrong == wrong.min())
+    return _least_wrong(roc(scores, genuine), float(np.mean(np.asarray(genuine, bool))))
+
+
+def _least_wrong(curve: Roc, share: float) -> float:
+    """Best threshold where ``share`` of the trials are genuine."""
+    wrong = share * curve.fnmr + (1 - share) * curve.fmr
+    best = np.flatnonzero(wrong < wrong.min() + 1e-12)
     return _midway(curve, int(best[len(best) // 2]))
 
 
@@ -214,23 +216,30 @@ def split_accuracy(trials: Trials, splits: int = 10, seed: int = 0) -> Rate:
     """Accuracy where there is one fold only: thresholds from random halves of the people.
 
     The people are halved ``splits`` times; pairs within one half are judged by the best
-    threshold of the pairs within the other (pairs across are left out), both ways. The value
-    is the share of right decisions; errors and the interval are for as many trials as
-    there are different pairs judged.
+    threshold of the pairs within the other (pairs across are left out), both ways. Halving
+    keeps all genuine pairs and only half of the impostor ones, so both kinds of error are
+    weighed by the shares of genuine and impostor pairs in the whole. errors and the interval
+    are for as many trials as there are different pairs judged.
     """
-    wrong = judged = 0
+    share = float(np.mean(trials.genuine))
+    counts = np.zeros((2, 2), int)
     seen = np.zeros(len(trials.scores), bool)
     for train, test in _halves(trials, splits, seed):
-        part = trials.subset(train)
-        threshold = best_threshold(part.scores, part.genuine)
-        wrong += int(((trials.scores >= threshold) != trials.genuine)[test].sum())
-        judged += int(test.sum())
+        part, rest = trials.subset(train), trials.subset(test)
+        threshold = _least_wrong(roc(part.scores, part.genuine), share)
+        counts += _counts(rest, threshold)
         seen |= test
     count = int(seen.sum())
-    value = wrong / judged
-    low, high = clopper_pearson(round(value * count), count)
+    value = float(counts[:, 0] / counts[:, 1] @ np.array([1 - share, share]))
     errors = round(value * count)
+    low, high = clopper_pearson(errors, count)
     return Rate(value, min(low, value), max(high, value), errors, count).complement()
+
+
+def _counts(trials: Trials, threshold: float) -> NDArray[np.int64]:
+    """(2, 2): errors and trials in columns, impostor and genuine trials in rows."""
+    rates = error_rates(trials.scores, trials.genuine, threshold)
+    return np.array([(rate.errors, rate.trials) for rate in rates], dtype=np.int64)
 
 
 def _halves(
@@ -255,17 +264,12 @@ def hter(trials: Trials, seed: int = 0) -> Rate:
     errors of both directions are counted together; trials across the halves are left out.
     The interval is the mean of the 97.5 % exact ones of FMR and FNMR, so at least 95 %.
     """
-    counts = np.zeros((2, 2), int)  # rows: impostor, genuine; columns: errors, trials
+    counts = np.zeros((2, 2), int)
     for train, test in _halves(trials, 1, seed):
         part, rest = trials.subset(train), trials.subset(test)
         curve = roc(part.scores, part.genuine)
         near = int(np.argmin(np.abs(curve.fmr - curve.fnmr)))
-        for rate, row in zip(
-            error_rates(rest.scores, rest.genuine, _midway(curve, near)),
-            counts,
-            strict=True,
-        ):
-            row += (rate.errors, rate.trials)
+        counts += _counts(rest, _midway(curve, near))
     bounds = [clopper_pearson(int(e), int(n), (1 + CONFIDENCE) / 2) for e, n in counts]
     value = float((counts[:, 0] / counts[:, 1]).mean())
     low, high = np.mean(bounds, axis=0)

@@ -35,6 +35,7 @@ def plot_det(report: Report, path: str | Path) -> Path:
     if target.suffix.lower() not in SUFFIXES:
         raise DataError(f"a plot is written as {', '.join(SUFFIXES)}, not as {target.name!r}")
     try:
+        from matplotlib import rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -49,7 +50,9 @@ def plot_det(report: Report, path: str | Path) -> Path:
         _draw(axes, part, number)
     _frame(axes, report)
     try:
-        figure.savefig(target, metadata=_plain_metadata(target))
+        # Fixed ids and text as text: equal reports give equal, searchable SVG.
+        with rc_context({"svg.hashsalt": "edgeid", "svg.fonttype": "none"}):
+            figure.savefig(target, bbox_inches="tight", metadata=_plain_metadata(target))
     except OSError as error:
         raise DataError(f"{target} cannot be written: {error.strerror or error}") from error
     return target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -140,14 +141,16 @@ def describe(what: str, number: int, item: Any) -> str:
 
 def as_images(given: Any) -> list[Any]:
     """A list of images, also from a single one."""
-    single = isinstance(given, str | Path | bytes | np.ndarray)
+    single = isinstance(given, str | os.PathLike | bytes | np.ndarray)
     return [given] if single else _listed("images", given)
 
 
 def as_recordings(given: Any) -> list[Any]:
     """A list of recordings, also from a single one, such as ``(samples, rate)``."""
-    pair = isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], int)
-    return [given] if pair or isinstance(given, str | Path | bytes) else _listed("audio", given)
+    single = isinstance(given, str | os.PathLike | bytes)
+    if isinstance(given, tuple) and len(given) == 2:
+        single = isinstance(given[1], int | np.integer)
+    return [given] if single else _listed("audio", given)
 
 
 def _listed(what: str, given: Any) -> list[Any]:

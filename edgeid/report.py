@@ -192,7 +192,7 @@ def _point_line(point: OperatingPoint) -> str:
 def _decision_lines(decision: Decision) -> list[str]:
     label = f"stored threshold, FMR {decision.fmr:g}"
     if decision.threshold is None or not decision.observed_fmr or not decision.observed_fnmr:
-        return [_line(label, "not calibrated")]
+        return [_line(label, "no threshold stored")]
     return [
         _line(label, f"{decision.threshold:8.4f}"),
         _line("  observed FMR", _percent(decision.observed_fmr)),

@@ -110,7 +110,10 @@ class TemplateStore:
             )
 
     def remove(self, name: str) -> User:
-        """Delete a person; the freed bytes are overwritten. Raises UnknownUserError."""
+        """Delete a person; their bytes in the file are overwritten.
+
+        What the disk itself may keep of older blocks is encrypted. Raises UnknownUserError.
+        """
         with self.atomic():
             user_id, user = self._known(check_name(name))
             self._delete(user_id)

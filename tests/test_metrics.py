@@ -195,6 +195,18 @@ def test_split_accuracy() -> None:
     assert rate.trials <= 12 * 12 * 4
 
 
+def test_split_accuracy_of_scores_that_say_nothing_is_one_half() -> None:
+    # As in LFW: as many genuine as impostor pairs, of which halving keeps only a half.
+    rng = np.random.default_rng(0)
+    people = np.array([f"p{i:03d}" for i in range(300)])
+    claimed = np.concatenate([people, people])
+    probe = np.concatenate([people, np.roll(people, 7)])
+    genuine = np.arange(600) < 300
+    rate = split_accuracy(Trials(rng.standard_normal(600), genuine, claimed, probe))
+    assert rate.value == pytest.approx(0.5, abs=0.04)
+    assert rate.low <= rate.value <= rate.high
+
+
 def test_hter() -> None:
     assert hter(_trials(shift=100)).value == 0.0
     rate = hter(_trials(people=60, probes=10, shift=2.0))

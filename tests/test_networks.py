@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -72,7 +74,7 @@ def test_averaging_time_equals_a_full_layer_with_repeated_weights():
 def test_vgg11_shapes_and_weights():
     network = VGG11(1.0, 512)
     channels = [1, 64, 128, 256, 256, 512, 512, 512, 512]
-    kernels = [9 * a * b for a, b in zip(channels, channels[1:], strict=False)]
+    kernels = [9 * a * b for a, b in pairwise(channels)]
     assert weights(network) == sum(kernels) + 512 * 9 * 512
     assert VGG11(0.125, 32).eval()(torch.zeros(2, 1, 112, 96)).shape == (2, 32)
 

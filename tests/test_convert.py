@@ -1,0 +1,142 @@
+"""Networks -> model file: parity with torch, what is refused, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from edgeid.converters.cnn20 import CNN20, settle_statistics  # noqa: E402
+from edgeid.converters.convert import ConvertOptions, convert, encode_weights  # noqa: E402
+from edgeid.converters.landmarks import LandmarkNetwork  # noqa: E402
+from edgeid.converters.training import face_input  # noqa: E402
+from edgeid.runtime.errors import CalibrationError, DataError, GraphError  # noqa: E402
+from edgeid.runtime.model import Model  # noqa: E402
+from edgeid.runtime.voice import VoiceSpec, cut_windows  # noqa: E402
+
+
+def checkpoint(path, voice):
+    torch.manual_seed(int(voice))
+    network = CNN20(0.125, 16, average_time=voice)
+    settle_statistics(network, [torch.randn(8, 1, 112, 96)])
+    shape = {"width": 0.125, "dim": 16, "average_time": voice}
+    torch.save({"network": network.state_dict(), "shape": shape, "step": 1}, path)
+    return network
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    networks = {n: checkpoint(folder / f"{n}.pt", n == "voice") for n in ("face", "voice")}
+    return folder, networks
+
+
+@pytest.mark.parametrize(("weights", "error"), [("float16", 2e-3), ("int8", 3e-2)])
+def test_the_file_answers_as_the_networks_do(trained, weights, error, tmp_path):
+    folder, networks = trained
+    out = tmp_path / "m.edgeid"
+    options = ConvertOptions(weights=weights, card={"name": "test"}, version=3)
+    report = convert(folder / "face.pt", folder / "voice.pt", None, out, options)
+    assert report.size == out.stat().st_size
+    assert report.calibration is None
+    model = Model.load(out, engine="reference")
+    assert model.file.card == {"name": "test"}
+    assert model.file.model_version == 3
+    rng = np.random.default_rng(0)
+    crops = rng.integers(0, 255, (3, 112, 112)).astype(np.uint8)
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(networks["face"](face_input(crops)))
+        np.testing.assert_allclose(model.embed_aligned(crops), expected, atol=error)
+        windows = cut_windows(rng.standard_normal(60000).astype(np.float32), VoiceSpec())
+        mean = networks["voice"](torch.from_numpy(windows)).mean(0)
+        expected = torch.nn.functional.normalize(mean, dim=0)
+        np.testing.assert_allclose(model.embed_windows(windows), expected, atol=error)
+
+
+def test_equal_networks_give_equal_bytes(trained, tmp_path):
+    folder, _ = trained
+    files = [tmp_path / "a.edgeid", tmp_path / "b.edgeid"]
+    for out in files:
+        convert(folder / "face.pt", folder / "voice.pt", None, out)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_swapped_networks_are_told(trained, tmp_path):
+    folder, _ = trained
+    with pytest.raises(GraphError, match="swapped"):
+        convert(folder / "voice.pt", folder / "face.pt", None, tmp_path / "m.edgeid")
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_networks_and_unknown_weights_are_told(trained, tmp_path):
+    folder, _ = trained
+    with pytest.raises(DataError, match="no face network"):
+        convert(folder / "none.pt", folder / "voice.pt", None, tmp_path / "m.edgeid")
+    options = ConvertOptions(weights="int4")
+    with pytest.raises(DataError, match="'int4'"):
+        convert(folder / "face.pt", folder / "voice.pt", None, tmp_path / "m.edgeid", options)
+
+
+def test_an_onnx_face_network_of_a_customer_is_converted(trained, tmp_path):
+    """Three channels of 112x112: the preprocessing follows the network."""
+    folder, _ = trained
+    network = torch.nn.Sequential(
+        torch.nn.AvgPool2d(28), torch.nn.Flatten(), torch.nn.Linear(48, 8)
+    ).eval()
+    path = tmp_path / "face.onnx"
+    example = torch.zeros(1, 3, 112, 112)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own future
+        torch.onnx.export(
+            network, (example,), path, dynamo=True, opset_version=20, verbose=False,
+            external_data=False,
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+        )  # fmt: skip
+    out = tmp_path / "m.edgeid"
+    convert(path, folder / "voice.pt", None, out)
+    crops = np.random.default_rng(0).integers(0, 255, (2, 112, 112)).astype(np.uint8)
+    rgb = torch.from_numpy(crops).float()[:, None].expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(network(rgb))
+    np.testing.assert_allclose(Model.load(out).embed_aligned(crops), expected, atol=2e-3)
+
+
+def test_vectors_stay_float32(trained, tmp_path):
+    folder, _ = trained
+    convert(folder / "face.pt", folder / "voice.pt", None, tmp_path / "m.edgeid")
+    tensors = Model.load(tmp_path / "m.edgeid").file.graph.tensors
+    kinds = {(len(t.shape) > 1, t.encoding) for t in tensors.values()}
+    assert kinds == {(True, "float16"), (False, "float32")}
+
+
+def test_landmarks_are_the_third_branch(trained, tmp_path):
+    folder, _ = trained
+    torch.manual_seed(0)
+    torch.save(LandmarkNetwork().state_dict(), tmp_path / "l.pt")
+    out = tmp_path / "m.edgeid"
+    convert(folder / "face.pt", folder / "voice.pt", tmp_path / "l.pt", out)
+    entries = {e.name: e.shape for e in Model.load(out).file.graph.entries}
+    assert entries == {"face": (1, 112, 96), "voice": (1, 112, 96), "landmarks": (1, 96, 96)}
+
+
+def test_report_is_json(trained, tmp_path):
+    folder, _ = trained
+    report = convert(folder / "face.pt", folder / "voice.pt", None, tmp_path / "m.edgeid")
+    assert json.loads(json.dumps(report.to_dict()))["parameters"]["face"] > 0
+    assert "no calibration" in "\n".join(report.lines())
+    with pytest.raises(CalibrationError):
+        Model.load(tmp_path / "m.edgeid").calibration.threshold("face", 1e-2)
+
+
+def test_encoding_keeps_the_graph(trained, tmp_path):
+    folder, _ = trained
+    convert(folder / "face.pt", folder / "voice.pt", None, tmp_path / "m.edgeid")
+    graph = Model.load(tmp_path / "m.edgeid").file.graph
+    again = encode_weights(graph, "int8")
+    assert again.layers == graph.layers
+    assert set(again.tensors) == set(graph.tensors)

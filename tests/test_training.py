@@ -1,0 +1,173 @@
+"""Training end to end on a handful of made samples: it learns, stops, resumes, refuses."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+
+import cv2  # noqa: E402
+import soundfile  # noqa: E402
+
+from edgeid.converters import training  # noqa: E402
+from edgeid.converters.training import (  # noqa: E402
+    TrainOptions,
+    load_network,
+    read_checkpoint,
+    train_face,
+    train_voice,
+)
+from edgeid.runtime.errors import DataError  # noqa: E402
+
+FAST = TrainOptions(steps=4, batch=8, rate=0.05, save_every=2)
+
+
+def teacher_network(path):
+    """N x 3 x 112 x 112 -> N x 8: 28-pixel averages through a fixed random matrix."""
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    matrix = np.random.default_rng(0).standard_normal((48, 8)).astype(np.float32)
+    nodes = [
+        helper.make_node("AveragePool", ["x"], ["p"], kernel_shape=[28, 28], strides=[28, 28]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "teacher",
+        [helper.make_tensor_value_info("x", floats, ["n", 3, 112, 112])],
+        [helper.make_tensor_value_info("y", floats, ["n", 8])],
+        [onnx.numpy_helper.from_array(matrix, "w")],
+    )
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A data folder with twelve made people, and a teacher beside it."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "data"
+    (root / "faces").mkdir(parents=True)
+    (root / "speech").mkdir()
+    (tmp_path / "models").mkdir()
+    teacher_network(tmp_path / "models" / "mobilefacenet.onnx")
+    with zipfile.ZipFile(root / "faces" / "train.zip", "w") as faces:
+        for person in range(12):
+            look = rng.integers(0, 255, (8, 8)).astype(np.uint8)
+            for shot in range(3):
+                noisy = cv2.resize(look, (112, 112)) // 2 + rng.integers(0, 60, (112, 112))
+                encoded = cv2.imencode(".png", noisy.astype(np.uint8))[1]
+                faces.writestr(f"made/{person}/{shot}.png", encoded.tobytes())
+    for name in ("train_sentences", "train_words", "noise"):
+        with zipfile.ZipFile(root / "speech" / f"{name}.zip", "w") as speech:
+            for person in range(12):
+                speech.writestr(f"{name}/{person}/0.wav", buzz(100 + 20 * person, rng))
+    return root
+
+
+def buzz(pitch, rng):
+    time = np.arange(24000) / 16000
+    wave = sum(np.sin(2 * np.pi * pitch * n * time) / n for n in range(1, 15))
+    wave = 0.2 * wave * np.clip(np.sin(2 * np.pi * 3 * time), 0, 1)
+    wave += 1e-3 * rng.standard_normal(len(time))
+    file = io.BytesIO()
+    soundfile.write(file, wave.astype(np.float32), 16000, format="WAV")
+    return file.getvalue()
+
+
+def run(kind, data, out, options, work):
+    if kind == "voice":
+        return train_voice(out, options, width=0.125, dim=8, data=data)
+    return train_face(out, options, width=0.125, dim=8, views=2, data=data, work=work)
+
+
+@pytest.mark.parametrize("kind", ["face", "voice"])
+def test_a_stopped_training_resumes_to_the_same_network(kind, data, tmp_path, monkeypatch):
+    whole = run(kind, data, tmp_path / "whole.pt", FAST, tmp_path)
+
+    saved = training._save
+
+    def stop_after_first(out, *parts):
+        saved(out, *parts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_save", stop_after_first)
+    with pytest.raises(KeyboardInterrupt):
+        run(kind, data, tmp_path / "broken.pt", FAST, tmp_path)
+    monkeypatch.undo()
+    assert read_checkpoint(tmp_path / "broken.pt")["step"] == 2
+    resumed = run(kind, data, tmp_path / "broken.pt", FAST, tmp_path)
+    a, b = (read_checkpoint(p)["network"] for p in (whole, resumed))
+    for name, value in a.items():
+        torch.testing.assert_close(value, b[name], rtol=1e-4, atol=1e-5, msg=name)
+    network = load_network(whole)
+    assert not network.training
+    assert network.average_time == (kind == "voice")
+
+
+def test_both_objectives_can_be_learnt():
+    torch.manual_seed(0)
+    x = torch.randn(8, 1, 112, 96)
+    target = torch.nn.functional.normalize(torch.randn(8, 8))
+    label = torch.tensor([0, 1, 2, 3, 0, 1, -1, -1])
+    for objective, batch in (
+        (training.FaceObjective(0.125, 8, 4), (x, target, label)),
+        (training.VoiceObjective(0.125, 8, 4), (x, label.clamp(min=0))),
+    ):
+        optimiser = torch.optim.SGD(objective.parameters(), 0.02, momentum=0.9)
+        losses = []
+        for _ in range(15):
+            loss = objective.loss(batch, 1.0)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        assert losses[-1] < 0.7 * losses[0]
+
+
+def test_another_training_is_not_resumed(data, tmp_path):
+    run("voice", data, tmp_path / "a.pt", FAST, tmp_path)
+    with pytest.raises(DataError, match="checkpoint of another training"):
+        run("face", data, tmp_path / "a.pt", FAST, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04"])
+def test_what_is_not_a_checkpoint_is_refused(content, tmp_path):
+    path = tmp_path / "x.pt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="not a training checkpoint"):
+        read_checkpoint(path)
+
+
+def test_a_checkpoint_with_code_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "was-here"), "w"))
+
+    torch.save({"network": Evil(), "shape": {}, "step": 1}, tmp_path / "evil.pt")
+    with pytest.raises(DataError):
+        read_checkpoint(tmp_path / "evil.pt")
+    assert not (tmp_path / "was-here").exists()
+
+
+def test_missing_data_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEID_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="set EDGEID_DATA"):
+        train_voice(tmp_path / "v.pt", FAST)
+
+
+def test_the_network_input_of_training_is_that_of_the_device():
+    from edgeid.converters.cnn20 import INPUT_SHAPE
+    from edgeid.converters.convert import face_spec
+    from edgeid.runtime.face import network_input
+    from edgeid.runtime.graph import Entry, Graph
+
+    crops = np.random.default_rng(0).integers(0, 255, (2, 112, 112)).astype(np.uint8)
+    spec = face_spec(Graph((Entry("face", "x", INPUT_SHAPE, "x"),), (), {}))
+    ours = training.face_input(crops).numpy()
+    np.testing.assert_allclose(network_input(crops, spec), ours, atol=1e-6)
