@@ -40,8 +40,9 @@ model: $(VENV)/development
 	$(BIN)/edgeid train voice --out $(WORK)/voice.pt
 	$(BIN)/edgeid train landmarks --out $(WORK)/landmarks.pt
 	$(BIN)/edgeid convert --face $(WORK)/face.pt --voice $(WORK)/voice.pt \
-	    --landmarks $(WORK)/landmarks.pt --calibrate --card converters/default_card.json \
+	    --landmarks $(WORK)/landmarks.pt --card converters/default_card.json \
 	    --weights int8 --out edgeid/default.edgeid
+	$(BIN)/python benchmarks/figures.py --card edgeid/default.edgeid
 
 # The synthetic people of the demo (needs the program espeak-ng).
 samples: $(VENV)/development

@@ -7,5 +7,6 @@ setup(
     package_dir={"edgeid.converters": "converters", "edgeid.runtime": "runtime"},
     package_data={
         "edgeid": ["py.typed", "default.edgeid", "samples/*"],
+        "edgeid.converters": ["*.json"],
     },
 )

@@ -150,9 +150,7 @@ def mirror(picture: Bytes, points: Floats) -> tuple[Bytes, Floats]:
     return np.ascontiguousarray(picture[:, ::-1]), turned
 
 
-def augment(
-    picture: Bytes, points: Floats, rng: np.random.Generator
-) -> tuple[Bytes, Floats]:
+def augment(picture: Bytes, points: Floats, rng: np.random.Generator) -> tuple[Bytes, Floats]:
     """A landmark crop (96, 96) with its points (5, 2), randomly displaced, turned and spoilt."""
     if rng.random() < 0.5:
         picture, points = mirror(picture, points)
@@ -280,8 +278,14 @@ def train_landmarks(
     first = _resume(checkpoint, parts, options)
     for epoch in (bar := tqdm(range(first, options.epochs), initial=first, total=options.epochs)):
         loss = _epoch(network, optimizer, schedule, _batches(training, options, epoch))
-        _write(checkpoint, {**{k: v.state_dict() for k, v in parts.items()}, "epoch": epoch + 1,
-                            "options": vars(options)})
+        _write(
+            checkpoint,
+            {
+                **{k: v.state_dict() for k, v in parts.items()},
+                "epoch": epoch + 1,
+                "options": vars(options),
+            },
+        )
         if epoch % 10 == 9:
             bar.set_postfix(loss=f"{loss:.3f}", error=f"{mean_error(network, held_out):.2f} %")
     _write(path, network.state_dict())

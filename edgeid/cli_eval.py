@@ -27,6 +27,7 @@ def add_commands(commands: Commands) -> None:
     images = "zip or folder of the images (default: faces/lfw_aligned.zip)"
     faces.add_argument("--images", type=Path, help=images)
     faces.add_argument("--aligned", action="store_true", help="these images are aligned crops")
+    faces.add_argument("--fold", type=int, help="only the pairs of this fold")
     voices = _add(kinds, "voices", voices_report, "measure voice verification on trials")
     _add_path(voices, "enroll", "CSV of enrolments", "speech/enroll.csv")
     _add_path(voices, "trials", "CSV of trials", "speech/trials.csv")
@@ -35,6 +36,8 @@ def add_commands(commands: Commands) -> None:
     _add_path(people, "people", "CSV of people", "people.csv")
     _add_path(people, "faces", "zip or folder of the images", "faces/portraits.zip")
     _add_path(people, "audio", "zip or folder of the recordings", "speech/dev.zip")
+    crossed = "pair every photo with every utterance of a person, not only the i-th with the i-th"
+    people.add_argument("--crossed", action="store_true", help=crossed)
 
 
 def _add(
@@ -57,7 +60,8 @@ def faces_report(options: argparse.Namespace) -> Outcome:
     images, aligned = options.images, options.aligned
     if images is None:
         images, aligned = data_directory() / "faces" / "lfw_aligned.zip", True
-    return _outcome(options, evaluate_faces(load_model(options), options.pairs, images, aligned))
+    report = evaluate_faces(load_model(options), options.pairs, images, aligned, fold=options.fold)
+    return _outcome(options, report)
 
 
 def voices_report(options: argparse.Namespace) -> Outcome:
@@ -71,7 +75,10 @@ def people_report(options: argparse.Namespace) -> Outcome:
     from edgeid.evaluation import evaluate_people
 
     model = load_model(options)
-    return _outcome(options, evaluate_people(model, options.people, options.faces, options.audio))
+    report = evaluate_people(
+        model, options.people, options.faces, options.audio, crossed=options.crossed
+    )
+    return _outcome(options, report)
 
 
 def _outcome(options: argparse.Namespace, report: Any) -> Outcome:

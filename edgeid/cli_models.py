@@ -64,7 +64,7 @@ def train_face(options: argparse.Namespace) -> Outcome:
     with convert_extra():
         from edgeid.converters import training
 
-        chosen = _chosen(training.TrainOptions(), options)
+        chosen = _chosen(training.FACE_OPTIONS, options)
         out = training.train_face(options.out, chosen, data=_data(options), teacher=options.teacher)
     return Outcome({"checkpoint": str(out)}, [f"wrote {out}"])
 
@@ -73,7 +73,7 @@ def train_voice(options: argparse.Namespace) -> Outcome:
     with convert_extra():
         from edgeid.converters import training
 
-        chosen = _chosen(training.TrainOptions(), options)
+        chosen = _chosen(training.VOICE_OPTIONS, options)
         out = training.train_voice(options.out, chosen, data=_data(options))
     return Outcome({"checkpoint": str(out)}, [f"wrote {out}"])
 

@@ -15,7 +15,7 @@ from zipfile import ZipFile
 from edgeid.identity import EdgeID
 from edgeid.probe import Embedder
 from edgeid.protocol import read_people
-from edgeid.runtime.errors import DataError, QualityError
+from edgeid.runtime.errors import DataError, InputError
 
 ENROLLED = 3  # samples of each kind that enrol a person; the others are probes
 TOLERATED = 0.05  # share of decisions that may differ from what they should be
@@ -155,7 +155,7 @@ def _enroll(eid: EdgeID, group: list[Person]) -> Iterator[str]:
     for person in group:
         try:
             eid.enroll(person.name, images=person.images[:ENROLLED], audio=person.audio[:ENROLLED])
-        except QualityError as error:
+        except InputError as error:
             yield f"{person.name}: {error}"
 
 
@@ -172,7 +172,7 @@ def _visits(eid: EdgeID, group: list[Person]) -> Iterator[Trial]:
 def _visit(eid: EdgeID, who: str, claim: str, image: bytes, audio: bytes) -> Trial:
     try:
         result = eid.verify(image, audio, user=claim)
-    except QualityError as error:  # a poor sample is no evidence: not accepted
+    except InputError as error:  # a poor sample is no evidence: not accepted
         return Trial(who, claim, False, None, None, None, None, 0.0, error.code)
     return Trial(
         who,

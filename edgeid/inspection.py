@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,8 +97,26 @@ class ModelSummary:
             f"recipe: {'; '.join(str(step) for step in self.recipe) or 'none'}",
         ]  # fmt: skip
         if card:
-            lines += ["", *(f"{key}: {value}" for key, value in self.card.items())]
+            lines += ["", "model card", *_card_lines(self.card, "  ")]
         return lines
+
+
+def _card_lines(value: Any, indent: str) -> list[str]:
+    """A JSON value as indented text; figures stay on one line."""
+    if isinstance(value, dict) and "figure" in value:
+        known = "value" in value
+        rate = f"{value['value']:.2%}" if known else "not supported"
+        bounds = f" [{value['low']:.2%}, {value['high']:.2%}]" if known else ""
+        what = f"{value['what']}: {value['figure']}"
+        return [f"{indent}{what} {rate}{bounds}, {value['comparisons']}"]
+    if isinstance(value, dict):
+        lines = []
+        for key, item in value.items():
+            lines += [f"{indent}{key}:", *_card_lines(item, indent + "  ")]
+        return lines
+    if isinstance(value, list):
+        return [line for item in value for line in _card_lines(item, indent)]
+    return textwrap.wrap(str(value), 96, initial_indent=indent, subsequent_indent=indent + "  ")
 
 
 def inspect_model(path: str | Path) -> ModelSummary:

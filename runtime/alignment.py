@@ -198,7 +198,9 @@ def _needed_part(grey: Image, matrix: Matrix, size: int) -> tuple[Image, Matrix]
     seen = apply(invert(matrix), corners)
     margin = 2 + 2 / similarity_scale(matrix)
     height, width = grey.shape
-    left, top = (int(v) for v in np.clip(np.floor(seen.min(0) - margin), 0, (width - 1, height - 1)))
+    left, top = (
+        int(v) for v in np.clip(np.floor(seen.min(0) - margin), 0, (width - 1, height - 1))
+    )
     right, bottom = (int(v) for v in np.clip(np.ceil(seen.max(0) + margin), 1, (width, height)))
     part = grey[top : max(bottom, top + 1), left : max(right, left + 1)]
     shift = np.array([(1.0, 0.0, left), (0.0, 1.0, top)])

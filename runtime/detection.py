@@ -150,7 +150,9 @@ class YuNetDetector:
         import cv2
 
         if not Path(path).is_file():
-            raise ModelError(f"there is no detector model {path}: give a YuNet ONNX file, or 'haar'")
+            raise ModelError(
+                f"there is no detector model {path}: give a YuNet ONNX file, or 'haar'"
+            )
         try:
             self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), 0.5, 0.3, 50)
         except cv2.error as error:
@@ -216,7 +218,9 @@ def _cascade(name: str) -> Any:
             'pip install "opencv-python-headless>=4.10,<5", or give a YuNet model as detector'
         ) from None
     if cascade.empty():
-        raise MissingExtraError(f"OpenCV's file {name} is missing: reinstall opencv-python-headless")
+        raise MissingExtraError(
+            f"OpenCV's file {name} is missing: reinstall opencv-python-headless"
+        )
     return cascade
 
 

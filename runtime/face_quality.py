@@ -103,32 +103,70 @@ class FaceLimits:
     def failures(self, q: FaceQuality) -> list[QualityError]:
         """One error for each limit that is not kept, the most basic first."""
         return [
-            *_too_low(q.eye_distance, self.min_eye_distance, FaceTooSmallError,
-                      "{:.0f} pixels between the eyes, {:.0f} needed: come closer"),
-            *_too_low(q.brightness, self.min_brightness, FaceExposureError,
-                      "the face is too dark (mean {:.0f} of 255, {:.0f} needed): add light"),
-            *_too_high(q.brightness, self.max_brightness, FaceExposureError,
-                       "the face is too bright (mean {:.0f} of 255, at most {:.0f}): less light"),
-            *_too_high(q.dark_fraction, self.max_dark_fraction, FaceExposureError,
-                       "{:.0%} of the face is black (at most {:.0%}): light it from the front"),
-            *_too_high(q.bright_fraction, self.max_bright_fraction, FaceExposureError,
-                       "{:.0%} of the face is white (at most {:.0%}): turn from the light"),
-            *_too_low(q.contrast, self.min_contrast, FaceExposureError,
-                      "the face has too little contrast ({:.1f} grey levels, {:.1f} needed)"),
-            *_too_low(q.sharpness, self.min_sharpness, FaceBlurredError,
-                      "the face is blurred (sharpness {:.3f}, {:.3f} needed): hold still, focus"),
-            *_too_high(abs(q.yaw), self.max_yaw, FacePoseError,
-                       "the head is turned {:.0f} degrees (at most {:.0f}): look at the camera"),
-            *_too_high(abs(q.pitch), self.max_pitch, FacePoseError,
-                       "the head is raised or lowered {:.0f} degrees (at most {:.0f})"),
-            *_too_high(abs(q.roll), self.max_roll, FacePoseError,
-                       "the head is tilted {:.0f} degrees (at most {:.0f}): hold it upright"),
+            *_too_low(
+                q.eye_distance,
+                self.min_eye_distance,
+                FaceTooSmallError,
+                "{:.0f} pixels between the eyes, {:.0f} needed: come closer",
+            ),
+            *_too_low(
+                q.brightness,
+                self.min_brightness,
+                FaceExposureError,
+                "the face is too dark (mean {:.0f} of 255, {:.0f} needed): add light",
+            ),
+            *_too_high(
+                q.brightness,
+                self.max_brightness,
+                FaceExposureError,
+                "the face is too bright (mean {:.0f} of 255, at most {:.0f}): less light",
+            ),
+            *_too_high(
+                q.dark_fraction,
+                self.max_dark_fraction,
+                FaceExposureError,
+                "{:.0%} of the face is black (at most {:.0%}): light it from the front",
+            ),
+            *_too_high(
+                q.bright_fraction,
+                self.max_bright_fraction,
+                FaceExposureError,
+                "{:.0%} of the face is white (at most {:.0%}): turn from the light",
+            ),
+            *_too_low(
+                q.contrast,
+                self.min_contrast,
+                FaceExposureError,
+                "the face has too little contrast ({:.1f} grey levels, {:.1f} needed)",
+            ),
+            *_too_low(
+                q.sharpness,
+                self.min_sharpness,
+                FaceBlurredError,
+                "the face is blurred (sharpness {:.3f}, {:.3f} needed): hold still, focus",
+            ),
+            *_too_high(
+                abs(q.yaw),
+                self.max_yaw,
+                FacePoseError,
+                "the head is turned {:.0f} degrees (at most {:.0f}): look at the camera",
+            ),
+            *_too_high(
+                abs(q.pitch),
+                self.max_pitch,
+                FacePoseError,
+                "the head is raised or lowered {:.0f} degrees (at most {:.0f})",
+            ),
+            *_too_high(
+                abs(q.roll),
+                self.max_roll,
+                FacePoseError,
+                "the head is tilted {:.0f} degrees (at most {:.0f}): hold it upright",
+            ),
         ]
 
 
-def _too_low(
-    value: float, limit: float, kind: type[QualityError], text: str
-) -> list[QualityError]:
+def _too_low(value: float, limit: float, kind: type[QualityError], text: str) -> list[QualityError]:
     return [kind(text.format(value, limit))] if value < limit else []
 
 

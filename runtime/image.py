@@ -56,9 +56,7 @@ def load_image(image: ImageSource) -> Image:
         return _decode(bytes(image), "image bytes")
     if isinstance(image, str | os.PathLike):
         return _decode(_read(image), str(image))
-    raise ImageError(
-        f"image is a {type(image).__name__}: a path, bytes or a uint8 array is needed"
-    )
+    raise ImageError(f"image is a {type(image).__name__}: a path, bytes or a uint8 array is needed")
 
 
 def check_array(image: NDArray[Any]) -> Image:
