@@ -8,16 +8,18 @@ so fused trials are chimeric: a face identity is paired with a speaker at random
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgeid.converters.fmr_curve import build_curve
 from edgeid.converters.fusion import FusionOptions, fit_fusion
-from edgeid.runtime.curve import RULE_OF_THREE, FmrCurve
+from edgeid.runtime.curve import FmrCurve
 from edgeid.runtime.errors import CalibrationError
-from edgeid.runtime.score import Calibration, similarity_matrix
+from edgeid.runtime.score import MODALITIES, Backend, Calibration, similarity_matrix
+
+__all__ = ["CalibrationOptions", "Comparisons", "build_curve", "calibrate"]
 
 Array = NDArray[np.float64]
 MAX_ROUNDS = 1000
@@ -75,6 +77,7 @@ def calibrate(
     voice_embeddings: Mapping[str, ArrayLike],
     seed: int = 0,
     options: CalibrationOptions | None = None,
+    backends: Mapping[str, Backend] | None = None,
 ) -> Calibration:
     """Curves for face, voice and fused scores, and fusion parameters.
 
@@ -82,6 +85,8 @@ def calibrate(
         face_embeddings, voice_embeddings: identity -> (n_i, d) embeddings of calibration
             people. Either may be empty: what cannot be measured is None then.
         seed: of every random choice; equal input gives an equal calibration.
+        backends: "face", "voice" -> what scores that modality in place of the cosine, learnt
+            from other people. The calibration carries them to the model file.
 
     Face and voice curves: every probe against every person. Fused: identities of both
     modalities are parted into k groups; a chimeric person is a face identity and a speaker
@@ -99,11 +104,12 @@ def calibrate(
     options = options or CalibrationOptions()
     rng = np.random.default_rng(seed)
     images, utterances = zip(*options.enrolments, strict=True)
-    faces = _compare(face_embeddings, images, options, rng)
-    voices = _compare(voice_embeddings, utterances, options, rng)
+    used = _checked(backends or {})
+    faces = _compare(face_embeddings, images, options, rng, used.face_backend)
+    voices = _compare(voice_embeddings, utterances, options, rng, used.voice_backend)
     face, voice = (_single(part) if part else None for part in (faces, voices))
     if face is None or voice is None:
-        return Calibration(face=face, voice=voice)
+        return replace(used, face=face, voice=voice)
     trials = _chimeric(faces, voices, options, rng)
     fit = fit_fusion(
         trials[:, 0], trials[:, 1], trials[:, 2], np.repeat(trials[:, 3:], 2, 1), options.fusion
@@ -111,80 +117,15 @@ def calibrate(
     genuine = trials[:, 2] == 1
     people = min(face.people, voice.people)
     fused = build_curve(fit.held_out[genuine], fit.held_out[~genuine], people)
-    return Calibration(face, voice, fused, fit.fusion)
+    return replace(used, face=face, voice=voice, fused=fused, fusion=fit.fusion)
 
 
-def build_curve(genuine: ArrayLike, impostor: ArrayLike, people: int) -> FmrCurve:
-    """The FMR curve of measured scores; ``people`` is the number of people behind them.
-
-    In each tenth of a decade of FMR the curve is two lines, tangent at its ends to the upper
-    hull of the observed log FMR over the threshold. So no threshold read from it has a
-    higher observed FMR than stated, and where the observed FMR enters a new tenth the curve
-    meets it. The last point is the smallest threshold with at most three false matches, 3/n.
-
-    Raises CalibrationError for fewer than 4 impostor or no genuine scores, or such that are
-    not finite.
-    """
-    high, low = (np.sort(np.asarray(s, np.float64).ravel()) for s in (genuine, impostor))
-    if len(low) <= RULE_OF_THREE or not len(high):
-        raise CalibrationError(
-            f"a curve needs genuine and at least 4 impostor scores, got {len(high)}, {len(low)}"
-        )
-    if not (np.isfinite(high).all() and np.isfinite(low).all()):
-        raise CalibrationError("calibration scores are not finite")
-    scores, first = np.unique(low, return_index=True)
-    accepted = len(low) - first
-    body = int(np.count_nonzero(accepted > RULE_OF_THREE))
-    end = scores[body] if body < len(scores) else np.nextafter(scores[-1], np.inf)
-    thresholds = np.append(scores[:body], end)
-    fmrs = np.append(accepted[:body] / len(low), RULE_OF_THREE / len(low))
-    points = _majorant(thresholds, np.log(fmrs))
-    thresholds, fmrs = points[:, 0], np.exp(points[:, 1])
-    fmrs[0], fmrs[-1] = 1.0, RULE_OF_THREE / len(low)
-    fnmrs = np.searchsorted(high, thresholds, side="left") / len(high)
-    return FmrCurve(
-        fmrs=tuple(map(float, fmrs)),
-        thresholds=tuple(map(float, thresholds)),
-        fnmrs=tuple(map(float, fnmrs)),
-        impostors=len(low),
-        genuine=len(high),
-        people=people,
-    )
-
-
-def _majorant(x: Array, y: Array) -> Array:
-    """Points (m, 2) of lines nowhere below the falling points (x, y), y natural logarithms."""
-    tenths = np.floor(-10 * y / np.log(10))
-    breaks = {0, *map(int, np.flatnonzero(np.diff(tenths)) + 1), len(x) - 1}
-    points = [(float(x[0]), float(y[0]))]
-    for start, stop in pairwise(sorted(breaks)):
-        hull = [start]
-        for i in range(start + 1, stop + 1):
-            while len(hull) > 1 and not _above(x, y, hull[-2], hull[-1], i):
-                hull.pop()
-            hull.append(i)
-        if len(hull) == 3:
-            points.append((float(x[hull[1]]), float(y[hull[1]])))
-        elif len(hull) > 3:
-            points.append(_crossing(x[hull], y[hull]))
-        points.append((float(x[stop]), float(y[stop])))
-    return np.array(points)
-
-
-def _crossing(x: Array, y: Array) -> tuple[float, float]:
-    """Where the first edge of a hull, prolonged, meets the last one."""
-    first = (y[1] - y[0]) / (x[1] - x[0])
-    last = (y[-1] - y[-2]) / (x[-1] - x[-2])
-    if first <= last:  # parallel but for rounding
-        return float(x[1]), float(y[1])
-    at = (y[-1] - y[0] + first * x[0] - last * x[-1]) / (first - last)
-    at = float(np.clip(at, x[1], x[-2]))
-    return at, float(y[0] + first * (at - x[0]))
-
-
-def _above(x: Array, y: Array, a: int, b: int, c: int) -> bool:
-    """Whether point b lies above the line from a to c."""
-    return bool((y[b] - y[a]) * (x[c] - x[a]) > (y[c] - y[a]) * (x[b] - x[a]))
+def _checked(backends: Mapping[str, Backend]) -> Calibration:
+    """A calibration with the back ends and nothing measured yet."""
+    unknown = [name for name in backends if name not in MODALITIES]
+    if unknown:
+        raise CalibrationError(f"scoring is for {', '.join(MODALITIES)}, not {unknown[0]!r:.80}")
+    return Calibration(face_backend=backends.get("face"), voice_backend=backends.get("voice"))
 
 
 def _single(comparisons: list[Comparisons]) -> FmrCurve:
@@ -199,6 +140,7 @@ def _compare(
     enrolments: tuple[int, ...],
     options: CalibrationOptions,
     rng: np.random.Generator,
+    backend: Backend | None = None,
 ) -> list[Comparisons]:
     """One entry for each enrolment: n random samples enrol a person, the others probe."""
     if not embeddings:
@@ -220,14 +162,17 @@ def _compare(
             f"calibration in {folds} groups of people needs at least {2 * folds}"
         )
     samples = {name: rng.permutation(samples[name]) for name in names}
-    return [_enrol(list(samples.values()), n, options) for n in enrolments]
+    return [_enrol(list(samples.values()), n, options, backend) for n in enrolments]
 
 
-def _enrol(samples: list[Array], enrol: int, options: CalibrationOptions) -> Comparisons:
+def _enrol(
+    samples: list[Array], enrol: int, options: CalibrationOptions, backend: Backend | None
+) -> Comparisons:
     """The first ``enrol`` samples are the templates; those who have no more are left out."""
     samples = [rows for rows in samples if len(rows) > enrol]
     probes = [rows[enrol : enrol + options.probes] for rows in samples]
-    scores = similarity_matrix([rows[:enrol] for rows in samples], np.concatenate(probes))
+    templates = [rows[:enrol] for rows in samples]
+    scores = similarity_matrix(templates, np.concatenate(probes), backend)
     owners = np.repeat(np.arange(len(samples)), [len(p) for p in probes])
     return Comparisons(scores, owners, np.arange(len(samples)) % options.fusion.folds)
 

@@ -56,14 +56,31 @@ VOICE_OPTIONS = TrainOptions(rate=0.1)
 class Objective(nn.Module):
     """A network with its training heads; maps a batch to a loss."""
 
-    network: CNN20
+    network: nn.Module
 
     def loss(self, batch: Batch, progress: float) -> Tensor:
-        """The loss of one batch; ``progress`` runs from 0 to 1 over the training."""
+        """The loss of one batch, whose first item is the network's input.
+
+        ``progress`` runs from 0 to 1 over the training.
+        """
         raise NotImplementedError
 
+    def shape(self) -> dict[str, Any]:
+        """What a checkpoint says of the network beside its weights."""
+        return {}
 
-class FaceObjective(Objective):
+
+class CNN20Objective(Objective):
+    """An objective whose checkpoint ``load_network`` reads."""
+
+    network: CNN20
+
+    def shape(self) -> dict[str, Any]:
+        made = self.network
+        return {"width": made.width, "dim": made.dim, "average_time": made.average_time}
+
+
+class FaceObjective(CNN20Objective):
     """Regression of the teacher's embeddings, plus a margin softmax on identities.
 
     ``1 - cos`` to the teacher, five times the squared error of the batch's similarity
@@ -89,7 +106,7 @@ class FaceObjective(Objective):
         return loss
 
 
-class VoiceObjective(Objective):
+class VoiceObjective(CNN20Objective):
     """Margin softmax over all training speakers, the margin rising over the first half."""
 
     def __init__(self, width: float, dim: int, classes: int) -> None:
@@ -227,11 +244,9 @@ def _save(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     step: int,
 ) -> None:
-    network = objective.network
-    shape = {"width": network.width, "dim": network.dim, "average_time": network.average_time}
     state = {
-        "network": network.state_dict(),
-        "shape": shape,
+        "network": objective.network.state_dict(),
+        "shape": objective.shape(),
         "objective": objective.state_dict(),
         "optimiser": optimiser.state_dict(),
         "schedule": schedule.state_dict(),
@@ -278,6 +293,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def load_network(path: Path) -> CNN20:
     """The trained network of a checkpoint, ready for inference."""
     state = read_checkpoint(path)
+    if set(state["shape"]) != {"width", "dim", "average_time"}:
+        raise DataError(f"{path} holds another network than CNN-20: {[*state['shape']]}")
     network = CNN20(**state["shape"])
     network.load_state_dict(state["network"])
     return network.eval()

@@ -19,6 +19,7 @@ from edgeid.measurement import (
     CHIMERIC,
     DEPENDENT,
     ONE_SESSION,
+    backend_of,
     count_failed,
     measure,
     score_matrix,
@@ -29,7 +30,7 @@ from edgeid.protocol import Person, read_people
 from edgeid.report import Report, ScoreReport
 from edgeid.roc import Array, Trials
 from edgeid.runtime.errors import DataError
-from edgeid.runtime.score import Calibration, Kind
+from edgeid.runtime.score import MODALITIES, Backend, Calibration, Kind
 
 
 def evaluate_people(
@@ -70,8 +71,9 @@ def evaluate_people(
         audio_names = _files(persons, recordings, enroll_utterances, speakers, people)
         photo_rows = embed_images(model, photos, chain.from_iterable(photo_names), False, progress)
         audio_rows = embed_recordings(model, recordings, chain.from_iterable(audio_names), progress)
-    face = _Probes(persons, photo_names, enroll_photos, photo_rows)
-    voice = _Probes(persons, audio_names, enroll_utterances, audio_rows)
+    backends = [backend_of(model.calibration, kind) for kind in MODALITIES]
+    face = _Probes(persons, photo_names, enroll_photos, photo_rows, backends[0])
+    voice = _Probes(persons, audio_names, enroll_utterances, audio_rows, backends[1])
     combos = _combinations(face, voice, crossed)
     parts, notes = _people_parts(face, voice, combos, model.calibration)
     failed = count_failed(photo_rows) + count_failed(audio_rows)
@@ -87,6 +89,7 @@ class _Probes:
         names: list[list[str]],
         enrol: int,
         embeddings: Embeddings,
+        backend: Backend | None,
     ) -> None:
         self.people = np.array([p.person for p in persons])
         templates = [
@@ -94,7 +97,7 @@ class _Probes:
             for p, files in zip(persons, names, strict=True)
         ]
         probes = [embeddings[file] for files in names for file in files[enrol:]]
-        self.scores = score_matrix(templates, probes)
+        self.scores = score_matrix(templates, probes, backend)
         self.counts = [len(files) - enrol for files in names]
         self.starts = np.cumsum([0, *self.counts[:-1]])
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from edgeid.policy import Policy
 from edgeid.results import Candidate, Modality, Reason
-from edgeid.runtime.score import Calibration, similarity
+from edgeid.runtime.score import Calibration
 from edgeid.templates import Templates, Vectors
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def compare(
     user: str, templates: Templates, probe: Probe, calibration: Calibration
 ) -> Comparison | None:
     """Score every modality that both sides have, and fuse two; None when they share none."""
-    face = _similarity(templates.face, probe.face)
-    voice = _similarity(templates.voice, probe.voice)
+    face = _similarity(calibration, "face", templates.face, probe.face)
+    voice = _similarity(calibration, "voice", templates.voice, probe.voice)
     if face is not None and voice is not None:
         return Comparison(user, calibration.fuse(face, voice), "fused", face, voice)
     if face is not None:
@@ -55,8 +55,12 @@ def compare(
     return None
 
 
-def _similarity(templates: Vectors, probe: Vectors | None) -> float | None:
-    return similarity(templates, probe) if probe is not None and len(templates) else None
+def _similarity(
+    calibration: Calibration, kind: Modality, templates: Vectors, probe: Vectors | None
+) -> float | None:
+    if probe is None or not len(templates):
+        return None
+    return calibration.similarity(kind, templates, probe)
 
 
 def decide(

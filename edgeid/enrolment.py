@@ -11,7 +11,7 @@ from edgeid.policy import Policy
 from edgeid.probe import describe
 from edgeid.results import Modality
 from edgeid.runtime.errors import InputError
-from edgeid.runtime.score import Calibration, similarity
+from edgeid.runtime.score import Backend, Calibration, similarity
 from edgeid.templates import Vectors
 
 # Samples of one enrolment must agree at a loose threshold: this is to catch a stranger's sample,
@@ -46,7 +46,7 @@ def check_agreement(
     """
     if len(vectors) < 2:
         return
-    agreement = mean_agreement(vectors)
+    agreement = mean_agreement(vectors, calibration.backend(kind))
     worst = int(agreement.argmin())
     needed = calibration.threshold(kind, AGREEMENT_FMR[kind])
     if agreement[worst] >= needed:
@@ -59,10 +59,10 @@ def check_agreement(
     )
 
 
-def mean_agreement(vectors: Sequence[Vectors]) -> Vectors:
+def mean_agreement(vectors: Sequence[Vectors], backend: Backend | None = None) -> Vectors:
     """(n,) mean similarity of each of n >= 2 embeddings (d,) to the others."""
     rows = [
-        [similarity(other[None], vector) for j, other in enumerate(vectors) if j != i]
+        [similarity(other[None], vector, backend) for j, other in enumerate(vectors) if j != i]
         for i, vector in enumerate(vectors)
     ]
     return np.array([sum(row) / len(row) for row in rows], np.float32)

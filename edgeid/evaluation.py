@@ -25,6 +25,7 @@ from edgeid.measurement import (
     FAILED_SCORE,
     ONE_SESSION,
     Rows,
+    backend_of,
     count_failed,
     measure,
     or_none,
@@ -37,7 +38,7 @@ from edgeid.protocol import Pair, VoiceTrial, read_enrolment, read_pairs, read_t
 from edgeid.report import Report, ScoreReport
 from edgeid.roc import Trials
 from edgeid.runtime.errors import DataError
-from edgeid.runtime.score import Calibration, similarity_matrix
+from edgeid.runtime.score import Backend, Calibration, similarity_matrix
 
 __all__ = ["evaluate_faces", "evaluate_people", "evaluate_voices"]
 
@@ -79,7 +80,8 @@ def evaluate_faces(
             )
         names = {name for p in present for name in (p.a, p.b)}
         embeddings = embed_images(model, members, names, aligned, progress)
-    trials = _pair_trials(present, embeddings)
+    backend = backend_of(model.calibration, "face")
+    trials = _pair_trials(present, embeddings, backend)
     folds = np.array([p.fold for p in present])
     return Report(
         "faces",
@@ -91,12 +93,12 @@ def evaluate_faces(
     )
 
 
-def _pair_trials(pairs: list[Pair], embeddings: Embeddings) -> Trials:
+def _pair_trials(pairs: list[Pair], embeddings: Embeddings, backend: Backend | None) -> Trials:
     scores = np.full(len(pairs), FAILED_SCORE)
     for i, pair in enumerate(pairs):
         a, b = embeddings[pair.a], embeddings[pair.b]
         if a is not None and b is not None:
-            scores[i] = similarity_matrix([a[None]], b[None])[0, 0]
+            scores[i] = similarity_matrix([a[None]], b[None], backend)[0, 0]
     return Trials(
         scores,
         np.array([pair.same for pair in pairs]),
@@ -160,10 +162,11 @@ def evaluate_voices(
         embeddings = embed_recordings(model, members, names, progress)
     templates = {s: stack_templates(enrolment[s], embeddings, s) for s in sorted(claimed)}
     speaker_of = {row.file: row.claimed for row in rows if row.target}
+    backend = backend_of(model.calibration, "voice")
     parts = []
     for name in sorted({row.set for row in rows}):
         part = [row for row in rows if row.set == name]
-        scored = _voice_trials(part, templates, embeddings, speaker_of)
+        scored = _voice_trials(part, templates, embeddings, speaker_of, backend)
         parts.append(measure(name, scored, "voice", model.calibration))
     return Report(
         "voices", tuple(parts), len(names), count_failed(embeddings), 0, (DEPENDENT, ONE_SESSION)
@@ -180,10 +183,12 @@ def _voice_trials(
     templates: dict[str, Rows],
     embeddings: Embeddings,
     speaker_of: dict[str, str],
+    backend: Backend | None,
 ) -> Trials:
     speakers = sorted({row.claimed for row in rows})
     files = sorted({row.file for row in rows})
-    scores = score_matrix([templates[s] for s in speakers], [embeddings[f] for f in files])
+    probes = [embeddings[f] for f in files]
+    scores = score_matrix([templates[s] for s in speakers], probes, backend)
     row_of = {speaker: i for i, speaker in enumerate(speakers)}
     column_of = {file: i for i, file in enumerate(files)}
     return Trials(

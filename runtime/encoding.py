@@ -2,14 +2,12 @@
 
 An encoding keeps its data in named arrays (``parts``), says which shape they decode to,
 and checks the parts it is built from. A file stores the parts as they are. A new encoding
-is one more class here and one more line in ``ENCODINGS``; parts that are equal (a codebook
+is one more class and one more item of ``ENCODINGS``; parts that are equal (a codebook
 that two layers share) are stored once by the file.
 """
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -17,73 +15,36 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from .codebook import Codebook
 from .errors import GraphError
+from .indexed import Indexed
+from .tensor import (
+    MAX_ELEMENTS,
+    MAX_RANK,
+    FloatArray,
+    Tensor,
+    all_finite,
+    check_shape,
+    need_parts,
+    need_values,
+)
 
-FloatArray = NDArray[np.float32]
-MAX_RANK = 6
-MAX_ELEMENTS = 1 << 27  # of one tensor, decoded
-
-
-def check_shape(shape: tuple[int, ...], where: str) -> int:
-    """Number of values of a stored shape; raises GraphError outside the limits."""
-    if not 1 <= len(shape) <= MAX_RANK:
-        raise GraphError(f"{where}: {len(shape)} axes, allowed are 1..{MAX_RANK}")
-    if min(shape) < 1 or max(shape) > MAX_ELEMENTS or math.prod(shape) > MAX_ELEMENTS:
-        raise GraphError(f"{where}: shape {shape} is empty or above {MAX_ELEMENTS} values")
-    return math.prod(shape)
-
-
-def all_finite(array: NDArray[Any]) -> bool:
-    """Whether a non-empty float array has neither NaN nor infinity, without a copy of it."""
-    # minimum and maximum carry NaN along, so two scalars tell
-    return math.isfinite(float(array.min())) and math.isfinite(float(array.max()))
-
-
-class Tensor(ABC):
-    """A stored weight."""
-
-    encoding: ClassVar[str]
-    attributes: ClassVar[tuple[str, ...]] = ()
-    """Names of the whole numbers (bits, sub-vector length ...) that the encoding needs
-    beside its parts; each is an attribute of the object and an argument of from_parts."""
-
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, ...]:
-        """Shape after decoding."""
-
-    @abstractmethod
-    def decode(self) -> FloatArray:
-        """The weight as float32; may be a read-only view on what is stored."""
-
-    @abstractmethod
-    def parts(self) -> dict[str, NDArray[Any]]:
-        """The arrays to store, by name."""
-
-    @classmethod
-    @abstractmethod
-    def from_parts(
-        cls, shape: tuple[int, ...], parts: Mapping[str, NDArray[Any]], **attributes: int
-    ) -> Self:
-        """Build from stored arrays; raises GraphError where they do not make ``shape``."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the parts."""
-        return sum(part.nbytes for part in self.parts().values())
-
-
-def _need_parts(parts: Mapping[str, NDArray[Any]], **dtypes: str) -> None:
-    found = {name: part.dtype.name for name, part in parts.items()}
-    if found != dtypes:
-        raise GraphError(f"the encoding needs the parts {dtypes}, found {found}")
-
-
-def _need_values(part: NDArray[Any], shape: tuple[int, ...], what: str) -> None:
-    if part.shape != shape:
-        raise GraphError(f"{what} have shape {part.shape}, need {shape}")
-    if part.dtype.kind == "f" and not all_finite(part):
-        raise GraphError(f"{what} hold NaN or infinity")
+__all__ = [
+    "ENCODINGS",
+    "MAX_ELEMENTS",
+    "MAX_RANK",
+    "Codebook",
+    "Dense",
+    "FloatArray",
+    "Indexed",
+    "Int8",
+    "Tensor",
+    "all_finite",
+    "check_shape",
+    "encode_float16",
+    "encode_float32",
+    "encode_int8",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +59,7 @@ class Dense(Tensor):
         if self.array.dtype not in (np.float32, np.float16):
             raise GraphError(f"dense weights are float32 or float16, not {self.array.dtype}")
         check_shape(self.array.shape, "dense weight")
-        _need_values(self.array, self.array.shape, "dense weights")
+        need_values(self.array, self.array.shape, "dense weights")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -115,7 +76,7 @@ class Dense(Tensor):
         cls, shape: tuple[int, ...], parts: Mapping[str, NDArray[Any]], **attributes: int
     ) -> Self:
         kind = parts["values"].dtype.name if "values" in parts else "float32"
-        _need_parts(parts, values=kind)
+        need_parts(parts, values=kind)
         if parts["values"].shape != shape:
             raise GraphError(f"dense weights have shape {parts['values'].shape}, need {shape}")
         return cls(parts["values"], **attributes)
@@ -131,9 +92,9 @@ class Int8(Tensor):
     encoding: ClassVar[str] = "int8"
 
     def __post_init__(self) -> None:
-        _need_parts(self.parts(), values="int8", scale="float32")
+        need_parts(self.parts(), values="int8", scale="float32")
         check_shape(self.values.shape, "int8 weight")
-        _need_values(self.scale, (self.values.shape[0],), "scales")
+        need_values(self.scale, (self.values.shape[0],), "scales")
         if self.scale.min() <= 0:
             raise GraphError(f"int8 scales must be positive, the smallest is {self.scale.min()}")
         if self.values.min() == -128:
@@ -157,13 +118,15 @@ class Int8(Tensor):
     def from_parts(
         cls, shape: tuple[int, ...], parts: Mapping[str, NDArray[Any]], **attributes: int
     ) -> Self:
-        _need_parts(parts, values="int8", scale="float32")
+        need_parts(parts, values="int8", scale="float32")
         if parts["values"].shape != shape:
             raise GraphError(f"int8 weights have shape {parts['values'].shape}, need {shape}")
         return cls(parts["values"], parts["scale"], **attributes)
 
 
-ENCODINGS: dict[str, type[Tensor]] = {kind.encoding: kind for kind in (Dense, Int8)}
+ENCODINGS: dict[str, type[Tensor]] = {
+    kind.encoding: kind for kind in (Dense, Int8, Indexed, Codebook)
+}
 
 
 def encode_float32(array: NDArray[Any]) -> Dense:
@@ -191,7 +154,7 @@ def encode_int8(array: NDArray[Any]) -> Int8:
     if weight.ndim < 2:
         raise GraphError(f"int8 needs two axes or more, got shape {weight.shape}: use float32")
     check_shape(weight.shape, "int8 weight")
-    _need_values(weight, weight.shape, "weights")
+    need_values(weight, weight.shape, "weights")
     rows = weight.reshape(len(weight), -1)
     largest = np.abs(rows).max(axis=1)
     # below this a scale would be denormal and lose its precision: the channel counts as zero

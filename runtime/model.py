@@ -19,7 +19,7 @@ from edgeid.runtime.errors import GoldenVectorError, ImageError, ModelError
 from edgeid.runtime.face import FaceFrontEnd, FaceSample, FaceSpec, network_input
 from edgeid.runtime.format import ModelFile, read_model
 from edgeid.runtime.golden import check_golden
-from edgeid.runtime.score import Calibration
+from edgeid.runtime.score import MODALITIES, Calibration
 from edgeid.runtime.voice import VoiceSample, VoiceSpec, read_voice
 
 if TYPE_CHECKING:
@@ -190,6 +190,10 @@ class Model:
                 raise ModelError(
                     f"the {name} network takes {shapes.get(name)}, its preprocessing gives {shape}"
                 )
+        for kind in MODALITIES:
+            backend = self.calibration.backend(kind)
+            if backend is not None:
+                backend.check_entry(self.file.graph, kind)
 
     def _check_golden(self) -> None:
         proven: set[Any] = set()

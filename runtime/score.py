@@ -1,8 +1,10 @@
 """Scores and what they mean: template similarity, score fusion, score -> false match rate.
 
-A score alone says nothing; a model file therefore carries, for each kind of score (face,
-voice, fused), the false match rate (FMR) measured on impostor comparisons of people who
-took no part in training, and thresholds are asked for by FMR (curve.py).
+Two embeddings are compared by their cosine or, where the model file holds one for the
+modality, by a scoring back end (scoring_backend.py). A score alone says nothing; a model file
+therefore carries, for each kind of score (face, voice, fused), the false match rate (FMR)
+measured on impostor comparisons of people who took no part in training, and thresholds are
+asked for by FMR (curve.py).
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeid.runtime.curve import FmrCurve, fields, number
 from edgeid.runtime.errors import CalibrationError, InputError, ModelFormatError
+from edgeid.runtime.scoring_backend import Backend
 
 __all__ = [
+    "Backend",
     "Calibration",
     "FmrCurve",
     "Fusion",
@@ -29,30 +33,35 @@ __all__ = [
 
 Kind = Literal["face", "voice", "fused"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+MODALITIES: tuple[Kind, ...] = ("face", "voice")
 
 BEST_TEMPLATE_SHARE = 0.5
 """Share of the best single template in a similarity; the rest is the centroid's."""
 
 
-def similarity(templates: ArrayLike, probe: ArrayLike) -> float:
-    """Similarity in [-1, 1] of a probe (d,) to the templates (n, d) of one person.
+def similarity(templates: ArrayLike, probe: ArrayLike, backend: Backend | None = None) -> float:
+    """Similarity of a probe (d,) to the templates (n, d) of one person.
 
     The mean of two cosines: to the centroid of the L2-normalised templates, which averages
     noise out, and to the best single template, which lets one person have several looks
-    (with and without glasses). With one template both are the plain cosine.
+    (with and without glasses). With one template both are the plain cosine. It lies in
+    [-1, 1]. A back end's score takes the place of either cosine; that is at least -1, too,
+    and seldom above 1.
 
     Raises InputError for other shapes and for values that are not finite.
     """
     vector = np.asarray(probe)
     if vector.ndim != 1:
         raise InputError(f"the probe must be one embedding (d,), got shape {vector.shape}")
-    return float(similarity_matrix([templates], vector[None, :])[0, 0])
+    return float(similarity_matrix([templates], vector[None, :], backend)[0, 0])
 
 
-def similarity_matrix(galleries: Sequence[ArrayLike], probes: ArrayLike) -> NDArray[np.float64]:
+def similarity_matrix(
+    galleries: Sequence[ArrayLike], probes: ArrayLike, backend: Backend | None = None
+) -> NDArray[np.float64]:
     """Similarities (people, q) of probes (q, d) to people, each a set of templates (n_i, d).
 
-    Entry (i, j) is ``similarity(galleries[i], probes[j])``.
+    Entry (i, j) is ``similarity(galleries[i], probes[j], backend)``.
     """
     rows = [np.asarray(templates, dtype=np.float64) for templates in galleries]
     columns = np.asarray(probes, dtype=np.float64)
@@ -69,10 +78,14 @@ def similarity_matrix(galleries: Sequence[ArrayLike], probes: ArrayLike) -> NDAr
     centroids = _normalised(np.stack([templates.mean(axis=0) for templates in unit]))
     columns = _normalised(columns)
     starts = np.cumsum([0, *(len(templates) for templates in unit[:-1])])
-    best = np.maximum.reduceat(stacked @ columns.T, starts, axis=0)
-    centre = centroids @ columns.T
-    mixed = BEST_TEMPLATE_SHARE * best + (1 - BEST_TEMPLATE_SHARE) * centre
-    return np.clip(mixed, -1.0, 1.0)
+    compare = _cosines if backend is None else backend.scores
+    best = np.maximum.reduceat(compare(stacked, columns), starts, axis=0)
+    centre = compare(centroids, columns)
+    return np.asarray(BEST_TEMPLATE_SHARE * best + (1 - BEST_TEMPLATE_SHARE) * centre)
+
+
+def _cosines(rows: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.clip(rows @ columns.T, -1.0, 1.0)
 
 
 def _normalised(rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -114,12 +127,18 @@ class Fusion:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the scores of one model mean; a part that was not measured is None."""
+    """How one model scores, and what its scores mean.
+
+    A part that was not measured is None; a modality without a back end is scored by cosine.
+    The curves and the fusion are of the scores that the back ends here give.
+    """
 
     face: FmrCurve | None = None
     voice: FmrCurve | None = None
     fused: FmrCurve | None = None
     fusion: Fusion | None = None
+    face_backend: Backend | None = None
+    voice_backend: Backend | None = None
 
     def __post_init__(self) -> None:
         if (self.fused is None) != (self.fusion is None):
@@ -133,6 +152,16 @@ class Calibration:
         if curve is None:
             raise CalibrationError(f"the model is not calibrated for {kind} scores; calibrate it")
         return curve
+
+    def backend(self, kind: Kind) -> Backend | None:
+        """What scores ``kind``; None: the cosine."""
+        if kind not in MODALITIES:
+            raise CalibrationError(f"embeddings are of a face or a voice, not {kind!r}")
+        return self.face_backend if kind == "face" else self.voice_backend
+
+    def similarity(self, kind: Kind, templates: ArrayLike, probe: ArrayLike) -> float:
+        """``similarity`` of a face or a voice, as this model scores it."""
+        return similarity(templates, probe, self.backend(kind))
 
     def threshold(self, kind: Kind, fmr: float) -> float:
         """Threshold for ``kind`` scores at which the observed FMR is at most ``fmr``."""
@@ -151,8 +180,11 @@ class Calibration:
         return float(self.fusion.log_odds(face_score, voice_score))
 
     def to_dict(self) -> dict[str, Any]:
-        parts = {"face": self.face, "voice": self.voice, "fused": self.fused, "fusion": self.fusion}
-        return {name: part.to_dict() for name, part in parts.items() if part is not None}
+        parts = {name: getattr(self, name) for name in (*KINDS, "fusion")}
+        data = {name: part.to_dict() for name, part in parts.items() if part is not None}
+        backends = {kind: self.backend(kind) for kind in MODALITIES}
+        scoring = {kind: part.to_dict() for kind, part in backends.items() if part is not None}
+        return data | ({"scoring": scoring} if scoring else {})
 
     @classmethod
     def from_dict(cls, data: object) -> Calibration:
@@ -160,8 +192,17 @@ class Calibration:
 
         Raises ModelFormatError for unknown names and for values that cannot be.
         """
-        names = (*KINDS, "fusion")
+        names = (*KINDS, "fusion", "scoring")
         parts = fields(data, "calibration", names, optional=True)
-        curves = {kind: FmrCurve.from_dict(parts[kind]) for kind in KINDS if kind in parts}
+        curves: dict[str, FmrCurve] = {
+            kind: FmrCurve.from_dict(parts[kind]) for kind in KINDS if kind in parts
+        }
         fusion = Fusion.from_dict(parts["fusion"]) if "fusion" in parts else None
-        return cls(**curves, fusion=fusion)
+        scoring = fields(parts.get("scoring", {}), "scoring", MODALITIES, optional=True)
+        backends = {kind: Backend.from_dict(item) for kind, item in scoring.items()}
+        return cls(
+            **curves,
+            fusion=fusion,
+            face_backend=backends.get("face"),
+            voice_backend=backends.get("voice"),
+        )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +112,24 @@ def unit(degrees: NDArray[Any]) -> NDArray[np.float32]:
     """(n,) degrees -> (n, 2) unit vectors."""
     radians = np.deg2rad(degrees.astype(np.float64))
     return np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
+
+
+def _rewrite(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
+    """A model file with its header changed in place, and lengths and checksum right again."""
+    length = struct.unpack_from("<I", data, 12)[0]
+    header = json.loads(data[64 : 64 + length])
+    blobs = data[-(-(64 + length) // 64) * 64 :]
+    change(header)
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    prefix = data[:12] + struct.pack("<I", len(text)) + data[16:32]
+    body = text + bytes(-len(text) % 64) + blobs
+    return prefix + hashlib.sha256(prefix + body).digest() + body
+
+
+@pytest.fixture
+def rewrite() -> Callable[[bytes, Callable[[dict[str, Any]], object]], bytes]:
+    """Makes a hostile model file out of a good one."""
+    return _rewrite
 
 
 @pytest.fixture

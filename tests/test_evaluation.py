@@ -19,8 +19,9 @@ from edgeid.members import Members
 from edgeid.metrics import equal_error_rate
 from edgeid.report import Det
 from edgeid.roc import Roc, roc
+from edgeid.runtime.encoding import encode_float32
 from edgeid.runtime.errors import AudioError, DataError, ImageError, NoFaceError, SilenceError
-from edgeid.runtime.score import Calibration, FmrCurve, Fusion, similarity
+from edgeid.runtime.score import Backend, Calibration, FmrCurve, Fusion
 
 DATA = Path(
     os.environ.get("EDGEID_DATA", Path(__file__).resolve().parent.parent / "../shared/data")
@@ -28,6 +29,20 @@ DATA = Path(
 DIMENSION = 12
 CURVE = FmrCurve((1.0, 0.01, 0.001), (-1.0, 0.5, 0.7), (0.0, 0.1, 0.2), 3000, 50, 20)
 CALIBRATION = Calibration(CURVE, CURVE, CURVE, Fusion(0.0, 0.5, 0.5))
+SCORED = dataclasses.replace(
+    CALIBRATION,
+    **{
+        f"{kind}_backend": Backend(
+            encode_float32(np.random.default_rng(seed).standard_normal((5, DIMENSION))),
+            np.linspace(-1, 1, 5, dtype=np.float32),
+            np.linspace(0, 4, 5, dtype=np.float32),
+            10.0,
+        )
+        for seed, kind in enumerate(("face", "voice"))
+    },
+)
+"""As CALIBRATION, and embeddings are scored by back ends in place of the cosine."""
+both_ways = pytest.mark.parametrize("calibration", [CALIBRATION, SCORED], ids=["cosine", "scored"])
 Row = NDArray[np.float32]
 
 
@@ -134,14 +149,17 @@ def pairs(tmp_path: Path) -> Pairs:
     )
 
 
-def test_faces_against_brute_force(pairs: Pairs) -> None:
-    model = FakeModel(CALIBRATION)
+@both_ways
+def test_faces_against_brute_force(pairs: Pairs, calibration: Calibration) -> None:
+    model = FakeModel(calibration)
     report = evaluate_faces(model, pairs.pairs, pairs.images, aligned=True)
     assert [part.name for part in report.parts] == ["all folds", "fold 4", "fold 5"]
     assert (report.samples, report.failed, report.left_out) == (60, 0, 0)
     scores = np.array(
         [
-            similarity(_decoded(pairs.embeddings[a])[None], _decoded(pairs.embeddings[b]))
+            calibration.similarity(
+                "face", _decoded(pairs.embeddings[a])[None], _decoded(pairs.embeddings[b])
+            )
             for _, a, b, _ in pairs.rows
         ]
     )
@@ -365,8 +383,9 @@ def voices(tmp_path: Path) -> Voices:
     )
 
 
-def test_voices_against_brute_force(voices: Voices) -> None:
-    report = evaluate_voices(FakeModel(), voices.enroll, voices.trials, voices.audio)
+@both_ways
+def test_voices_against_brute_force(voices: Voices, calibration: Calibration) -> None:
+    report = evaluate_voices(FakeModel(calibration), voices.enroll, voices.trials, voices.audio)
     assert [part.name for part in report.parts] == ["one", "two"]
     assert report.samples == 80
     scores, labels = [], []
@@ -374,13 +393,15 @@ def test_voices_against_brute_force(voices: Voices) -> None:
         name, claimed, file, target = line.split(",")
         if name == "two":
             templates = [voices.embeddings[f"two/{claimed}/{i}.json"] for i in range(3)]
-            scores.append(similarity(np.stack(templates), voices.embeddings[file]))
+            probe = voices.embeddings[file]
+            scores.append(calibration.similarity("voice", np.stack(templates), probe))
             labels.append(target == "1")
     part = report.parts[1]
     assert (part.genuine, part.impostors, part.people) == (16, 112, 8)
     assert part.eer.value == pytest.approx(equal_error_rate(scores, labels))
     assert part.hter is not None
-    assert part.decisions == ()
+    plain = evaluate_voices(FakeModel(), voices.enroll, voices.trials, voices.audio)
+    assert plain.parts[1].decisions == ()
 
 
 def test_silent_recordings_score_lowest(voices: Voices, tmp_path: Path) -> None:
@@ -462,9 +483,12 @@ def chimeras(tmp_path: Path) -> Chimeras:
     )
 
 
+@both_ways
 @pytest.mark.parametrize("crossed", [False, True])
-def test_people_against_brute_force(chimeras: Chimeras, crossed: bool) -> None:
-    report = chimeras.evaluate(FakeModel(CALIBRATION), crossed=crossed)
+def test_people_against_brute_force(
+    chimeras: Chimeras, crossed: bool, calibration: Calibration
+) -> None:
+    report = chimeras.evaluate(FakeModel(calibration), crossed=crossed)
     face, voice, fused = report.parts
     assert [part.name for part in report.parts] == ["face", "voice", "fused"]
     combos = [(i, j) for i in (3, 4) for j in (3, 4, 5, 6) if crossed or i == j]
@@ -476,9 +500,9 @@ def test_people_against_brute_force(chimeras: Chimeras, crossed: bool) -> None:
                 photos, sounds = chimeras.photos[f"n{a:02d}"], chimeras.sounds[f"s{5 - a}"]
                 probe = chimeras.photos[f"n{b:02d}"][i], chimeras.sounds[f"s{5 - b}"][j]
                 scores.append(
-                    CALIBRATION.fuse(
-                        similarity(_decoded(photos[:3]), _decoded(probe[0])),
-                        similarity(sounds[:3], probe[1]),
+                    calibration.fuse(
+                        calibration.similarity("face", _decoded(photos[:3]), _decoded(probe[0])),
+                        calibration.similarity("voice", sounds[:3], probe[1]),
                     )
                 )
                 labels.append(a == b)
