@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from edgeid.converters.checkpoint import Checkpoint, Objective
 from edgeid.converters.cnn20 import CNN20, settle_statistics
 from edgeid.converters.faces import augment, data_directory, read_faces
 from edgeid.converters.margin import MarginSoftmax
 from edgeid.converters.speech import SpeechSampler, read_noise, read_speech
 from edgeid.converters.teacher import OnnxTeacher, label_view
-from edgeid.runtime.errors import DataError
 from edgeid.runtime.voice import VoiceSpec
 
 FACE_MEAN, FACE_SCALE = 127.5, 1 / 128
@@ -39,6 +38,8 @@ class TrainOptions:
         seed: of weights, sampling and augmentation.
         threads: of torch; 2 collapse when anything else uses the cores.
         save_every: steps between checkpoints.
+        start: a finished checkpoint whose network and heads are trained further, at the full
+            margin; None starts from random weights.
     """
 
     steps: int = 2000
@@ -47,20 +48,11 @@ class TrainOptions:
     seed: int = 1
     threads: int = 1
     save_every: int = 100
+    start: Path | None = None
 
 
 FACE_OPTIONS = TrainOptions(rate=0.2)
 VOICE_OPTIONS = TrainOptions(rate=0.1)
-
-
-class Objective(nn.Module):
-    """A network with its training heads; maps a batch to a loss."""
-
-    network: CNN20
-
-    def loss(self, batch: Batch, progress: float) -> Tensor:
-        """The loss of one batch; ``progress`` runs from 0 to 1 over the training."""
-        raise NotImplementedError
 
 
 class FaceObjective(Objective):
@@ -196,14 +188,17 @@ def _train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, options.rate, total_steps=options.steps, pct_start=0.15
     )
-    first = _resume(out, objective, optimiser, schedule)
+    checkpoint = Checkpoint(out, objective, optimiser, schedule)
+    first = checkpoint.resume()
+    if first == 0 and options.start is not None:
+        checkpoint.start_from(options.start)
     bar = tqdm(range(first, options.steps), initial=first, total=options.steps, desc=title)
     smooth = 0.0
     for step in bar:
         batch = draw(np.random.default_rng((options.seed, step)))
         objective.train()
         with torch.autocast("cpu", torch.bfloat16):
-            loss = objective.loss(batch, step / options.steps)
+            loss = objective.loss(batch, 1.0 if options.start else step / options.steps)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(objective.parameters(), 5.0)
@@ -212,72 +207,9 @@ def _train(
         smooth = loss.item() if step == first else 0.98 * smooth + 0.02 * loss.item()
         bar.set_postfix(loss=f"{smooth:.4f}")
         if (step + 1) % options.save_every == 0 and step + 1 < options.steps:
-            _save(out, objective, optimiser, schedule, step + 1)
+            checkpoint.save(step + 1)
     if first < options.steps:
         seeds = [(options.seed, options.steps + i) for i in range(20)]
         settle_statistics(objective.network, [draw(np.random.default_rng(s))[0] for s in seeds])
-        _save(out, objective, optimiser, schedule, options.steps)
+        checkpoint.save(options.steps)
     return out
-
-
-def _save(
-    out: Path,
-    objective: Objective,
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    step: int,
-) -> None:
-    network = objective.network
-    shape = {"width": network.width, "dim": network.dim, "average_time": network.average_time}
-    state = {
-        "network": network.state_dict(),
-        "shape": shape,
-        "objective": objective.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "schedule": schedule.state_dict(),
-        "step": step,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(out.name + ".part")
-    torch.save(state, beside)
-    os.replace(beside, out)
-
-
-def _resume(
-    out: Path,
-    objective: Objective,
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> int:
-    """Load a checkpoint at ``out`` if there is one; returns the next step."""
-    if not out.is_file():
-        return 0
-    state = read_checkpoint(out)
-    try:
-        objective.load_state_dict(state["objective"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise DataError(
-            f"{out} is a checkpoint of another training ({error}): move it away or name another"
-        ) from None
-    return int(state["step"])
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without running any code in it; DataError if it is none."""
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise DataError(f"{path} is not a training checkpoint: {error}") from None
-    if not isinstance(state, dict) or not {"network", "shape", "step"} <= set(state):
-        raise DataError(f"{path} is not a training checkpoint")
-    return state
-
-
-def load_network(path: Path) -> CNN20:
-    """The trained network of a checkpoint, ready for inference."""
-    state = read_checkpoint(path)
-    network = CNN20(**state["shape"])
-    network.load_state_dict(state["network"])
-    return network.eval()
