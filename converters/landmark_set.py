@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..runtime import alignment
 from ..runtime.errors import DataError
+from ..runtime.image import load_image
 
 __all__ = ["LandmarkSet", "augment", "displaced", "mirror", "read_landmark_set"]
 
@@ -53,8 +54,6 @@ class LandmarkSet:
 
 def read_landmark_set(faces: Path) -> LandmarkSet:
     """Read ``landmarks.zip`` and ``landmarks.csv`` from a folder."""
-    import cv2
-
     try:
         with open(faces / "landmarks.csv", newline="", encoding="utf-8") as table:
             rows = list(csv.DictReader(table))
@@ -63,9 +62,9 @@ def read_landmark_set(faces: Path) -> LandmarkSet:
         points = np.array([_row_points(row) for row in rows])
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"landmark set in {faces} cannot be read: {error}") from error
-    pictures = [cv2.imdecode(np.frombuffer(f, np.uint8), cv2.IMREAD_GRAYSCALE) for f in files]
+    pictures = [alignment.to_grey(load_image(file)) for file in files]
     people = tuple(row["source"].rpartition("/")[0] for row in rows)
-    return LandmarkSet(np.asarray(np.stack(pictures), np.uint8), points, people)
+    return LandmarkSet(np.stack(pictures), points, people)
 
 
 def _row_points(row: dict[str, str]) -> list[tuple[float, float]]:
@@ -112,7 +111,7 @@ def _spoil(crop: Bytes, rng: np.random.Generator) -> Bytes:
     """Gain, gamma, blur or sharpening, noise and a covered patch."""
     import cv2
 
-    x = crop.astype(np.float32)
+    x: NDArray[np.floating] = crop.astype(np.float32)
     kind = rng.random()
     if kind < 0.25:
         x = np.asarray(cv2.GaussianBlur(x, (0, 0), rng.uniform(0.5, 2.5)), np.float32)

@@ -30,6 +30,7 @@ __all__ = [
     "LandmarkTraining",
     "load_landmarks",
     "mean_error",
+    "read_landmark_set",
     "train_landmarks",
 ]
 
@@ -157,7 +158,7 @@ def train_landmarks(
     )
     steps = options.epochs * (len(training.people) // options.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, steps)
-    parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     checkpoint = path.with_name(path.name + ".checkpoint")
     first = _resume(checkpoint, parts, options)
     for epoch in (bar := tqdm(range(first, options.epochs), initial=first, total=options.epochs)):

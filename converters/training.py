@@ -122,11 +122,16 @@ def train_face(
     renumbered = np.full(len(counts), -1)
     renumbered[classes] = np.arange(len(classes))
 
+    # A network that is trained further sees more of what it will see in use.
+    plain, strength = (0.4, 0.5) if options.start else (0.0, 1.0)
+
     def draw(rng: np.random.Generator) -> Batch:
         index = rng.integers(len(faces.crops), size=options.batch)
         chosen = rng.integers(views, size=options.batch)
+        if plain:
+            chosen[rng.random(options.batch) < plain] = 0
         pairs = list(zip(index, chosen, strict=True))
-        crops = np.stack([augment(labelled[v].crops[i], rng) for i, v in pairs])
+        crops = np.stack([augment(labelled[v].crops[i], rng, strength) for i, v in pairs])
         targets = np.stack([labelled[v].targets[i] for i, v in pairs])
         # Views may be blends of two people: only the plain crop carries its identity.
         label = np.where(chosen == 0, renumbered[faces.labels[index]], -1)

@@ -124,7 +124,7 @@ class HaarDetector:
         import cv2
 
         height, width = grey.shape
-        matrix = np.asarray(cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1.0))
+        matrix = np.array(cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1.0), np.float64)
         turned = cv2.warpAffine(grey, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
         back = invert(matrix)
         found = []
@@ -211,7 +211,9 @@ def _cascade(name: str) -> Any:
     import cv2
 
     try:
-        cascade = cv2.CascadeClassifier(os.path.join(cv2.data.haarcascades, name))
+        # OpenCV's type stubs leave its data folder out.
+        folder = cv2.data.haarcascades  # type: ignore[attr-defined]
+        cascade = cv2.CascadeClassifier(os.path.join(folder, name))
     except AttributeError:
         raise MissingExtraError(
             f"OpenCV {cv2.__version__} has no Haar cascades: "
