@@ -50,6 +50,7 @@ _SECOND_LOOKS = ((0.95, -5.0, 2.0, -2.0), (1.05, 5.0, -2.0, 2.0))
 # At 2 it keeps 95 % of the faces' boxes and 5 % of the others (votes alone: 70 %).
 _ODDS, _ODDS_VOTES, _ODDS_FIRST, _ODDS_SECOND = 4.7, 0.55, -18.0, -28.0
 _SURE = 2.0
+_LIKELY = 0.0
 _POSSIBLE = -1.5
 _MAX_CANDIDATES = 6
 
@@ -100,14 +101,15 @@ class FaceFrontEnd:
         """The face in an image.
 
         Every face weighs its area times the square of its centrality (1 in the middle of the
-        image, 0 in a corner). The heaviest is the one that is read. Another face is a rival when
-        it weighs at least 0.4 of that: a bystander half as tall behind the user is none, two
+        image, 0 in a corner). The heaviest sure one is read. Another likely face is a rival when it
+        weighs at least 0.4 of that: a bystander half as tall behind the user is none, two
         people side by side are.
 
         Args:
             image: see ``load_image``.
             checks: whether the quality limits must be kept; with False the quality is only
-                measured.
+                measured, and the likeliest candidate is read however unlikely it is (for
+                evaluation on photos that are known to show somebody).
             several: "refuse" an image with rivals, or take the "largest" (heaviest) face anyhow.
 
         Raises:
@@ -121,7 +123,7 @@ class FaceFrontEnd:
             raise InputError(f"several={several!r}: 'refuse' or 'largest' is needed")
         picture = load_image(image)
         grey = to_grey(picture)
-        found = self._candidates(picture, grey)
+        found = self._candidates(picture, grey, _POSSIBLE if checks else -math.inf)
         if not found:
             height, width = grey.shape
             raise NoFaceError(
@@ -138,8 +140,8 @@ class FaceFrontEnd:
             self.spec.limits.check(sample.quality)
         return sample
 
-    def _candidates(self, picture: Image, grey: Image) -> list[_Candidate]:
-        """The faces, heaviest first.
+    def _candidates(self, picture: Image, grey: Image, possible: float) -> list[_Candidate]:
+        """The main face, then the others.
 
         Detection goes on, with ever more effort, until a candidate is surely a face. When none
         is, the most likely one stands in, if it is likely enough: better a turned head that the
@@ -151,8 +153,9 @@ class FaceFrontEnd:
             found = _distinct([*found, *(self._candidate(grey, d) for d in detections)])
             sure = [c for c in found if c.odds >= _SURE]
             if sure:
-                return sorted(sure, key=lambda c: -c.weight)
-        return [c for c in found if c.odds >= _POSSIBLE][:1]
+                main = max(sure, key=lambda c: c.weight)
+                return [main, *(c for c in found if c is not main and c.odds >= _LIKELY)]
+        return [c for c in found if c.odds >= possible][:1]
 
     def _candidate(self, grey: Image, d: Detection) -> _Candidate:
         weight = _weight(d.box, grey.shape)
