@@ -36,8 +36,12 @@ $(VENV)/development: $(INPUTS) | $(BIN)/python
 # The default model from the data in EDGEID_DATA; every step resumes where it stopped.
 WORK ?= work
 model: $(VENV)/development
-	$(BIN)/edgeid train face --out $(WORK)/face.pt
-	$(BIN)/edgeid train voice --out $(WORK)/voice.pt
+	$(BIN)/edgeid train face --out $(WORK)/face-1.pt
+	$(BIN)/edgeid train face --start $(WORK)/face-1.pt --steps 1250 --rate 0.1 --seed 2 \
+	    --out $(WORK)/face.pt
+	$(BIN)/edgeid train voice --out $(WORK)/voice-1.pt
+	$(BIN)/edgeid train voice --start $(WORK)/voice-1.pt --steps 850 --rate 0.05 --seed 2 \
+	    --out $(WORK)/voice.pt
 	$(BIN)/edgeid train landmarks --out $(WORK)/landmarks.pt
 	$(BIN)/edgeid convert --face $(WORK)/face.pt --voice $(WORK)/voice.pt \
 	    --landmarks $(WORK)/landmarks.pt --card converters/default_card.json \

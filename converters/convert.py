@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from edgeid.converters.calibration import calibrate
+from edgeid.converters.calibration import CalibrationOptions, calibrate
+from edgeid.converters.checkpoint import load_network
 from edgeid.converters.cnn20 import INPUT_SHAPE
 from edgeid.converters.faces import read_faces
 from edgeid.converters.landmarks import load_landmarks
 from edgeid.converters.onnx_import import import_onnx
 from edgeid.converters.speech import SpeechSet, read_speech
 from edgeid.converters.torch_graph import export_torch
-from edgeid.converters.training import FACE_LEFT, FACE_MEAN, FACE_SCALE, FACE_WIDTH, load_network
+from edgeid.converters.training import FACE_LEFT, FACE_MEAN, FACE_SCALE, FACE_WIDTH
 from edgeid.runtime.encoding import Tensor, encode_float16, encode_int8
 from edgeid.runtime.engine import make_engine
 from edgeid.runtime.errors import DataError, GraphError
@@ -177,7 +178,19 @@ def calibrate_model(model: Model, data: Path) -> Calibration:
     assert model.voice_spec is not None
     archives = [data / "speech" / "train_sentences.zip"]
     _, speech = read_speech(archives, model.voice_spec).split()
-    return calibrate(by_face, embed_speakers(model, speech, model.voice_spec))
+    by_voice = one_set(embed_speakers(model, speech, model.voice_spec))
+    return calibrate(by_face, by_voice, options=CalibrationOptions(probes=9))
+
+
+def one_set(embedded: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """The speakers of the set (the part of the name before "/") with the most comparisons.
+
+    Speakers of different sets differ in room, microphone and accent too. Comparing them would
+    make impostors look easier to tell apart than the users of one device are.
+    """
+    sets = {name.partition("/")[0] for name in embedded}
+    groups = [{n: e for n, e in embedded.items() if n.startswith(f"{s}/")} for s in sorted(sets)]
+    return max(groups, key=lambda group: len(group) * sum(map(len, group.values())))
 
 
 def embed_speakers(

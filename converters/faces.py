@@ -104,29 +104,29 @@ def relight(crop: Crops, rng: np.random.Generator) -> Crops:
     return (np.clip(x, 0, 1) * 255).astype(np.uint8)
 
 
-def degrade(crop: Crops, rng: np.random.Generator) -> Crops:
-    """What a poor camera does: blur, low resolution, JPEG, noise; each now and then."""
-    if rng.random() < 0.15:
+def degrade(crop: Crops, rng: np.random.Generator, share: float = 0.15) -> Crops:
+    """What a poor camera does: blur, low resolution, JPEG, noise; each with chance ``share``."""
+    if rng.random() < share:
         crop = cv2.GaussianBlur(crop, (0, 0), rng.uniform(0.5, 1.8))  # type: ignore[assignment]
-    if rng.random() < 0.15:
+    if rng.random() < share:
         side = int(rng.integers(40, 100))
         small = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
         crop = cv2.resize(small, (112, 112), interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
-    if rng.random() < 0.15:
+    if rng.random() < share:
         quality = int(rng.integers(25, 80))
         _, encoded = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, quality])
         crop = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)  # type: ignore[assignment]
-    if rng.random() < 0.15:
+    if rng.random() < share:
         noisy = crop + rng.normal(0, rng.uniform(2, 8), crop.shape)
         crop = np.clip(noisy, 0, 255).astype(np.uint8)
     return crop
 
 
-def augment(crop: Crops, rng: np.random.Generator) -> Crops:
-    """One training view of an aligned (112, 112) crop."""
+def augment(crop: Crops, rng: np.random.Generator, strength: float = 1.0) -> Crops:
+    """One training view of an aligned (112, 112) crop; ``strength`` from 0 (mirror) to 1."""
     if rng.random() < 0.5:
         crop = crop[:, ::-1]
-    crop = move(crop, rng, shift=3, turn=5, zoom=0.04)
-    if rng.random() < 0.5:
+    crop = move(crop, rng, shift=3 * strength, turn=5 * strength, zoom=0.04 * strength)
+    if rng.random() < 0.5 * strength:
         crop = relight(crop, rng)
-    return degrade(crop, rng)
+    return degrade(crop, rng, 0.15 * strength)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from edgeid.runtime.errors import DataError
 
+from .checkpoint import Objective
 from .neuron_selection import Selection
-from .training import Batch, Objective, TrainOptions, _train
+from .training import Batch, TrainOptions, train
 from .verification import pair_error
 
 BATCH = 64
@@ -149,7 +150,7 @@ def train_mimic(objective: MimicObjective, draw: Draw, options: TrainOptions, ou
     ``draw`` gives (inputs, features) as ``TeacherUnits.drawing`` does; one of your own may
     augment. Raises DataError for a checkpoint of another training.
     """
-    return _train(objective, draw, options, out, f"mimic, {len(objective.units)} units")
+    return train(objective, draw, options, out, f"mimic, {len(objective.units)} units")
 
 
 def compare_units(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from edgeid.converters.checkpoint import Checkpoint, CNN20Objective, Objective
 from edgeid.converters.cnn20 import CNN20, settle_statistics
 from edgeid.converters.faces import augment, data_directory, read_faces
 from edgeid.converters.margin import MarginSoftmax
 from edgeid.converters.speech import SpeechSampler, read_noise, read_speech
 from edgeid.converters.teacher import OnnxTeacher, label_view
-from edgeid.runtime.errors import DataError
 from edgeid.runtime.voice import VoiceSpec
 
 FACE_MEAN, FACE_SCALE = 127.5, 1 / 128
@@ -39,6 +38,8 @@ class TrainOptions:
         seed: of weights, sampling and augmentation.
         threads: of torch; 2 collapse when anything else uses the cores.
         save_every: steps between checkpoints.
+        start: a finished checkpoint whose network and heads are trained further, at the full
+            margin; None starts from random weights.
     """
 
     steps: int = 2000
@@ -47,37 +48,11 @@ class TrainOptions:
     seed: int = 1
     threads: int = 1
     save_every: int = 100
+    start: Path | None = None
 
 
 FACE_OPTIONS = TrainOptions(rate=0.2)
 VOICE_OPTIONS = TrainOptions(rate=0.1)
-
-
-class Objective(nn.Module):
-    """A network with its training heads; maps a batch to a loss."""
-
-    network: nn.Module
-
-    def loss(self, batch: Batch, progress: float) -> Tensor:
-        """The loss of one batch, whose first item is the network's input.
-
-        ``progress`` runs from 0 to 1 over the training.
-        """
-        raise NotImplementedError
-
-    def shape(self) -> dict[str, Any]:
-        """What a checkpoint says of the network beside its weights."""
-        return {}
-
-
-class CNN20Objective(Objective):
-    """An objective whose checkpoint ``load_network`` reads."""
-
-    network: CNN20
-
-    def shape(self) -> dict[str, Any]:
-        made = self.network
-        return {"width": made.width, "dim": made.dim, "average_time": made.average_time}
 
 
 class FaceObjective(CNN20Objective):
@@ -147,11 +122,16 @@ def train_face(
     renumbered = np.full(len(counts), -1)
     renumbered[classes] = np.arange(len(classes))
 
+    # A network that is trained further sees more of what it will see in use.
+    plain, strength = (0.4, 0.5) if options.start else (0.0, 1.0)
+
     def draw(rng: np.random.Generator) -> Batch:
         index = rng.integers(len(faces.crops), size=options.batch)
         chosen = rng.integers(views, size=options.batch)
+        if plain:
+            chosen[rng.random(options.batch) < plain] = 0
         pairs = list(zip(index, chosen, strict=True))
-        crops = np.stack([augment(labelled[v].crops[i], rng) for i, v in pairs])
+        crops = np.stack([augment(labelled[v].crops[i], rng, strength) for i, v in pairs])
         targets = np.stack([labelled[v].targets[i] for i, v in pairs])
         # Views may be blends of two people: only the plain crop carries its identity.
         label = np.where(chosen == 0, renumbered[faces.labels[index]], -1)
@@ -159,7 +139,7 @@ def train_face(
 
     torch.manual_seed(options.seed)
     objective = FaceObjective(width, dim, len(classes))
-    return _train(objective, draw, options, out, "face")
+    return train(objective, draw, options, out, "face")
 
 
 def face_input(crops: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
@@ -195,16 +175,21 @@ def train_voice(
         return torch.from_numpy(windows), torch.from_numpy(labels)
 
     torch.manual_seed(options.seed)
-    return _train(VoiceObjective(width, dim, sampler.classes), draw, options, out, "voice")
+    return train(VoiceObjective(width, dim, sampler.classes), draw, options, out, "voice")
 
 
-def _train(
+def train(
     objective: Objective,
     draw: Callable[[np.random.Generator], Batch],
     options: TrainOptions,
     out: Path,
     title: str,
 ) -> Path:
+    """Train ``objective`` on batches from ``draw``, with checkpoints at ``out``; resumes them.
+
+    Each step draws from a generator of its own, seeded by the step: a resumed training sees
+    what an unbroken one would have seen.
+    """
     torch.set_num_threads(options.threads)
     objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.SGD(
@@ -213,14 +198,17 @@ def _train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, options.rate, total_steps=options.steps, pct_start=0.15
     )
-    first = _resume(out, objective, optimiser, schedule)
+    checkpoint = Checkpoint(out, objective, optimiser, schedule)
+    first = checkpoint.resume()
+    if first == 0 and options.start is not None:
+        checkpoint.start_from(options.start)
     bar = tqdm(range(first, options.steps), initial=first, total=options.steps, desc=title)
     smooth = 0.0
     for step in bar:
         batch = draw(np.random.default_rng((options.seed, step)))
         objective.train()
         with torch.autocast("cpu", torch.bfloat16):
-            loss = objective.loss(batch, step / options.steps)
+            loss = objective.loss(batch, 1.0 if options.start else step / options.steps)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(objective.parameters(), 5.0)
@@ -229,72 +217,9 @@ def _train(
         smooth = loss.item() if step == first else 0.98 * smooth + 0.02 * loss.item()
         bar.set_postfix(loss=f"{smooth:.4f}")
         if (step + 1) % options.save_every == 0 and step + 1 < options.steps:
-            _save(out, objective, optimiser, schedule, step + 1)
+            checkpoint.save(step + 1)
     if first < options.steps:
         seeds = [(options.seed, options.steps + i) for i in range(20)]
         settle_statistics(objective.network, [draw(np.random.default_rng(s))[0] for s in seeds])
-        _save(out, objective, optimiser, schedule, options.steps)
+        checkpoint.save(options.steps)
     return out
-
-
-def _save(
-    out: Path,
-    objective: Objective,
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    step: int,
-) -> None:
-    state = {
-        "network": objective.network.state_dict(),
-        "shape": objective.shape(),
-        "objective": objective.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "schedule": schedule.state_dict(),
-        "step": step,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(out.name + ".part")
-    torch.save(state, beside)
-    os.replace(beside, out)
-
-
-def _resume(
-    out: Path,
-    objective: Objective,
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> int:
-    """Load a checkpoint at ``out`` if there is one; returns the next step."""
-    if not out.is_file():
-        return 0
-    state = read_checkpoint(out)
-    try:
-        objective.load_state_dict(state["objective"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise DataError(
-            f"{out} is a checkpoint of another training ({error}): move it away or name another"
-        ) from None
-    return int(state["step"])
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without running any code in it; DataError if it is none."""
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise DataError(f"{path} is not a training checkpoint: {error}") from None
-    if not isinstance(state, dict) or not {"network", "shape", "step"} <= set(state):
-        raise DataError(f"{path} is not a training checkpoint")
-    return state
-
-
-def load_network(path: Path) -> CNN20:
-    """The trained network of a checkpoint, ready for inference."""
-    state = read_checkpoint(path)
-    if set(state["shape"]) != {"width", "dim", "average_time"}:
-        raise DataError(f"{path} holds another network than CNN-20: {[*state['shape']]}")
-    network = CNN20(**state["shape"])
-    network.load_state_dict(state["network"])
-    return network.eval()

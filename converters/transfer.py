@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from edgeid.runtime.errors import DataError
 
-from .training import Batch, Objective, TrainOptions, _train
+from .checkpoint import Objective
+from .training import Batch, TrainOptions, train
 
 STAGES = (1e-9, 1e-6, 1e-3)
 PROJECTION = 256
@@ -261,11 +262,11 @@ def train_transfer(
     ``draw`` gives batches as ``transfer_drawing`` does; one of your own may augment.
     Raises DataError for a checkpoint of another training.
     """
-    return _train(objective, draw, options, out, "transfer")
+    return train(objective, draw, options, out, "transfer")
 
 
 def train_siamese(
     objective: SiameseObjective, draw: Draw, out: Path, options: TrainOptions = SIAMESE_OPTIONS
 ) -> Path:
     """Go on with the compressed student on pairs; as ``train_transfer``."""
-    return _train(objective, draw, options, out, "siamese")
+    return train(objective, draw, options, out, "siamese")

@@ -56,6 +56,8 @@ def _add_training(
         parser.add_argument("--epochs", type=int, help="passes over the data")
     else:
         parser.add_argument("--steps", type=int, help="optimiser steps")
+        parser.add_argument("--rate", type=float, help="peak learning rate")
+        parser.add_argument("--start", type=Path, help="a finished checkpoint to train further")
     if name == "face":
         parser.add_argument("--teacher", type=Path, help="an .onnx face network to learn from")
 

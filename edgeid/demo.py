@@ -18,7 +18,7 @@ from edgeid.protocol import read_people
 from edgeid.runtime.errors import DataError, InputError
 
 ENROLLED = 3  # samples of each kind that enrol a person; the others are probes
-TOLERATED = 0.05  # share of decisions that may differ from what they should be
+TOLERATED = 0.1  # share of decisions that may differ from what they should be
 
 
 @dataclass(frozen=True)

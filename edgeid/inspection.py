@@ -112,7 +112,10 @@ def _card_lines(value: Any, indent: str) -> list[str]:
     if isinstance(value, dict):
         lines = []
         for key, item in value.items():
-            lines += [f"{indent}{key}:", *_card_lines(item, indent + "  ")]
+            if isinstance(item, dict | list):
+                lines += [f"{indent}{key}:", *_card_lines(item, indent + "  ")]
+            else:
+                lines += _card_lines(f"{key}: {item}", indent)
         return lines
     if isinstance(value, list):
         return [line for item in value for line in _card_lines(item, indent)]

@@ -50,7 +50,6 @@ def make_engine(graph: Graph, name: str = "auto", threads: int | None = None) ->
         name: "onnxruntime", "reference", or "auto": onnxruntime where it is installed,
             else reference.
         threads: for one inference; None takes EDGEID_THREADS, and 1 where that is not set.
-            The reference engine leaves threads to numpy's BLAS (OPENBLAS_NUM_THREADS).
 
     Raises:
         GraphError: the graph is not valid.
@@ -67,7 +66,7 @@ def make_engine(graph: Graph, name: str = "auto", threads: int | None = None) ->
     if name == "reference":
         from .reference import ReferenceEngine
 
-        return ReferenceEngine(graph)
+        return ReferenceEngine(graph, count)
     raise EngineError(f"no engine {name!r:.80}; choose one of {', '.join(ENGINES)}")
 
 

@@ -32,6 +32,9 @@ _INNER = (slice(24, 104), slice(20, 92))
 # How far the nose tip stands out from the plane of eyes and mouth corners, in template pixels
 # (inter-ocular distance 35): about half the inter-ocular distance.
 _NOSE_HEIGHT = 18.0
+# On the training crops the nose lies this much lower than the template's, in distances from eyes
+# to mouth (median): so much is not a lowered head.
+_NOSE_DROP = 0.073
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,15 @@ class FaceQuality:
 
 @dataclass(frozen=True)
 class FaceLimits:
-    """What is still accepted; the units are those of ``FaceQuality``."""
+    """What is still accepted; the units are those of ``FaceQuality``.
+
+    Set on 1,500 aligned training crops. Sharpness: 99.9 % of them have more than 0.10, none has
+    more than 0.053 after a Gaussian blur of 4 pixels. Brightness: all are between 39 and 214.
+    Yaw: 0.5 % are above 58 degrees.
+    """
 
     min_eye_distance: float = 18.0
-    min_sharpness: float = 0.02
+    min_sharpness: float = 0.06
     min_brightness: float = 30.0
     max_brightness: float = 225.0
     min_contrast: float = 12.0
@@ -227,7 +235,7 @@ def pose(points: NDArray[Any]) -> tuple[float, float, float]:
     usual_sideways, usual_height = _nose(usual)
     length = float(usual[3:, 1].mean() - usual[:2, 1].mean())
     yaw = _arcsine((sideways - usual_sideways) * length / _NOSE_HEIGHT)
-    pitch = _arcsine((usual_height - height) * length / _NOSE_HEIGHT)
+    pitch = _arcsine((usual_height + _NOSE_DROP - height) * length / _NOSE_HEIGHT)
     return yaw, pitch, roll
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from .blas import blas_threads
 from .encoding import FloatArray
 from .engine import check_input
 from .graph import (
@@ -46,8 +47,9 @@ class ReferenceEngine:
 
     name = "reference"
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, threads: int = 1) -> None:
         """Decode every weight once; raises GraphError where the graph is not valid."""
+        self._threads = threads
         graph.validate()
         self._graph = graph
         weights = {name: tensor.decode() for name, tensor in graph.tensors.items()}
@@ -58,9 +60,10 @@ class ReferenceEngine:
         x = check_input(self._graph, entry, x)
         program = self._programs[entry]
         out = np.empty((len(x), *program.output_shape), dtype=np.float32)
-        for start in range(0, len(x), IMAGES_AT_ONCE):
-            part = slice(start, start + IMAGES_AT_ONCE)
-            out[part] = program.run(x[part])
+        with blas_threads(self._threads):
+            for start in range(0, len(x), IMAGES_AT_ONCE):
+                part = slice(start, start + IMAGES_AT_ONCE)
+                out[part] = program.run(x[part])
         return out
 
 

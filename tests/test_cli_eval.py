@@ -66,12 +66,12 @@ def test_images_given_are_photos_unless_said_to_be_aligned(
     monkeypatch.setattr(evaluation, "evaluate_faces", evaluate)
     for flag, aligned in (([], False), (["--aligned"], True)):
         assert main(["eval", "faces", "--pairs", "p", "--images", "i", *flag]) == 0
-        evaluate.assert_called_with(model, Path("p"), Path("i"), aligned)
+        evaluate.assert_called_with(model, Path("p"), Path("i"), aligned, fold=None)
 
 
 @pytest.mark.usefixtures("model")
 def test_plot_is_drawn_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "evaluate_people", lambda *_: Report())
+    monkeypatch.setattr(evaluation, "evaluate_people", lambda *_, **__: Report())
     plot = create_autospec(plots.plot_det)
     monkeypatch.setattr(plots, "plot_det", plot)
     assert main(["eval", "people"]) == 0
@@ -99,3 +99,16 @@ def test_demo_is_forwarded(
     assert main(["demo", "--people", "p.csv", "--engine", "reference", "--json"]) == status
     assert json.loads(capsys.readouterr().out) == {"ok": ok}
     run.assert_called_once_with(Path("p.csv"), "default", "reference")
+
+
+@pytest.mark.usefixtures("model")
+def test_options_of_the_protocols_are_forwarded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for kind, function in (("faces", "evaluate_faces"), ("people", "evaluate_people")):
+        evaluate = create_autospec(getattr(evaluation, function), return_value=Report())
+        monkeypatch.setattr(evaluation, function, evaluate)
+        option = ["--fold", "5"] if kind == "faces" else ["--crossed"]
+        assert main(["eval", kind, *option]) == 0
+        given = {"fold": 5} if kind == "faces" else {"crossed": True}
+        assert evaluate.call_args.kwargs == given

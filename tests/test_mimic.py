@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from edgeid.converters.checkpoint import Checkpoint, load_network  # noqa: E402
 from edgeid.converters.mimic import (  # noqa: E402
     MimicObjective,
     MimicOptions,
@@ -17,7 +18,7 @@ from edgeid.converters.mimic import (  # noqa: E402
     unit_loss,
 )
 from edgeid.converters.neuron_selection import select_units  # noqa: E402
-from edgeid.converters.training import TrainOptions, load_network  # noqa: E402
+from edgeid.converters.training import TrainOptions  # noqa: E402
 from edgeid.runtime.errors import DataError  # noqa: E402
 
 OPTIONS = TrainOptions(steps=120, batch=64, rate=0.1, save_every=50)
@@ -80,7 +81,6 @@ def test_selected_units_make_the_better_student(tmp_path):
 
 
 def test_an_interrupted_training_resumes(tmp_path, monkeypatch):
-    from edgeid.converters import training
 
     data = teacher(20, 0)
     draw, units = data.drawing(32), np.arange(4)
@@ -92,13 +92,13 @@ def test_an_interrupted_training_resumes(tmp_path, monkeypatch):
         return embed(objective.network, data.inputs)
 
     whole = run(tmp_path / "whole.pt")
-    saved = training._save
+    saved = Checkpoint.save
 
-    def stop(out, *parts):
-        saved(out, *parts)
+    def stop(self, step):
+        saved(self, step)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_save", stop)
+    monkeypatch.setattr(Checkpoint, "save", stop)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "broken.pt")
     monkeypatch.undo()

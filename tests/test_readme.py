@@ -28,15 +28,17 @@ def photos(tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEID_HOME", str(tmp_path / "home"))
 
 
-def test_python_runs(photos, capsys):
+@pytest.mark.usefixtures("photos")
+def test_python_runs(capsys):
     blocks = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, "README.md", "exec"), {})  # noqa: S102 - our own README
     assert capsys.readouterr().out.startswith("True ")
 
 
-def test_commands_run_in_order(photos, capsys):
+@pytest.mark.usefixtures("photos")
+def test_commands_run_in_order(capsys):
     run = [line for line in COMMANDS if line.split()[0] not in SLOW]
     assert len(run) >= 6
     for line in run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,13 +16,12 @@ import cv2  # noqa: E402
 import soundfile  # noqa: E402
 
 from edgeid.converters import training  # noqa: E402
-from edgeid.converters.training import (  # noqa: E402
-    TrainOptions,
+from edgeid.converters.checkpoint import (  # noqa: E402
+    Checkpoint,
     load_network,
     read_checkpoint,
-    train_face,
-    train_voice,
 )
+from edgeid.converters.training import TrainOptions, train_face, train_voice  # noqa: E402
 from edgeid.runtime.errors import DataError  # noqa: E402
 
 FAST = TrainOptions(steps=4, batch=8, rate=0.05, save_every=2)
@@ -90,13 +90,13 @@ def run(kind, data, out, options, work):
 def test_a_stopped_training_resumes_to_the_same_network(kind, data, tmp_path, monkeypatch):
     whole = run(kind, data, tmp_path / "whole.pt", FAST, tmp_path)
 
-    saved = training._save
+    saved = Checkpoint.save
 
-    def stop_after_first(out, *parts):
-        saved(out, *parts)
+    def stop_after_first(self, step):
+        saved(self, step)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_save", stop_after_first)
+    monkeypatch.setattr(Checkpoint, "save", stop_after_first)
     with pytest.raises(KeyboardInterrupt):
         run(kind, data, tmp_path / "broken.pt", FAST, tmp_path)
     monkeypatch.undo()
@@ -128,6 +128,16 @@ def test_both_objectives_can_be_learnt():
             optimiser.step()
             losses.append(loss.item())
         assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_finished_network_is_trained_further(data, tmp_path):
+    first = run("voice", data, tmp_path / "a.pt", FAST, tmp_path)
+    still = replace(FAST, start=first, rate=1e-12)
+    second = run("voice", data, tmp_path / "b.pt", still, tmp_path)
+    a, b = (read_checkpoint(path)["objective"]["head.weight"] for path in (first, second))
+    torch.testing.assert_close(a, b)
+    with pytest.raises(DataError, match="another training"):
+        run("face", data, tmp_path / "c.pt", replace(FAST, start=first), tmp_path)
 
 
 def test_another_training_is_not_resumed(data, tmp_path):

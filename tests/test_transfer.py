@@ -14,9 +14,10 @@ pytest.importorskip("onnxscript")
 
 from scipy.special import log_softmax  # noqa: E402
 
+from edgeid.converters.checkpoint import read_checkpoint  # noqa: E402
 from edgeid.converters.student import TransferStudent  # noqa: E402
 from edgeid.converters.torch_graph import export_torch  # noqa: E402
-from edgeid.converters.training import TrainOptions, read_checkpoint  # noqa: E402
+from edgeid.converters.training import TrainOptions  # noqa: E402
 from edgeid.converters.transfer import (  # noqa: E402
     PairSampler,
     SiameseObjective,
