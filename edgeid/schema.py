@@ -94,6 +94,17 @@ def identify_file(db: sqlite3.Connection) -> bool:
         StoreCorruptError: a damaged file, or one of another program.
         StoreError: a store written by a newer EdgeID.
     """
+    # In one transaction: another process may be making the tables right now, and a mark from
+    # before with tables from after would look like a stranger's file.
+    db.execute("BEGIN")
+    try:
+        return _identify(db)
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
+def _identify(db: sqlite3.Connection) -> bool:
     (mark,) = db.execute("PRAGMA application_id").fetchone()
     found = _tables(db)
     if mark == 0 and not found:
