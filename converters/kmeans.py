@@ -27,7 +27,7 @@ class Clusters:
         codewords: (spaces, K, r) float32.
         indices: (spaces, N) int64, the codeword of each vector.
         errors: (spaces,) weighted squared error of each sub-space.
-        history: total error after each iteration; it never rises.
+        history: total error after each iteration; it never rises but for rounding.
     """
 
     codewords: Tensor

@@ -126,7 +126,8 @@ def test_the_error_never_rises(seed, k, count, r, scale):
     weights[:, :, -1] = 0  # a padded dimension
     found = kmeans(vectors, weights, k, seed=seed, tolerance=0, iterations=12)
     for before, after in itertools.pairwise(found.history):
-        assert after <= before * (1 + 1e-5) + 1e-12
+        # up to the rounding of float32 centroids: (6e-8 scale)^2 for each of 960 values
+        assert after <= before * (1 + 1e-5) + 1e-11 * scale**2
     exact = errors_of(vectors, weights, found.codewords, found.indices).sum(1)
     torch.testing.assert_close(found.errors, exact, rtol=1e-4, atol=1e-12 * scale**2)
     best = errors_of(vectors, weights, found.codewords, assign(vectors, weights, found.codewords))
