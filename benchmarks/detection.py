@@ -192,7 +192,7 @@ def locator(path: Path | None) -> Callable[[Image], NDArray[np.float32]]:
         return Model.load("default")._locator()
     import torch
 
-    from edgeid.converters.landmarks import load_landmarks
+    from edgeid.converters.training.landmarks import load_landmarks
     from edgeid.runtime.alignment import landmark_input, landmark_points
 
     torch.set_num_threads(1)

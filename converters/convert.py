@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from edgeid.converters.calibration import CalibrationOptions, calibrate
-from edgeid.converters.checkpoint import load_network
-from edgeid.converters.cnn20 import INPUT_SHAPE
-from edgeid.converters.faces import read_faces
-from edgeid.converters.landmarks import load_landmarks
-from edgeid.converters.onnx_import import import_onnx
-from edgeid.converters.speech import SpeechSet, read_speech
-from edgeid.converters.torch_graph import export_torch
-from edgeid.converters.training import FACE_LEFT, FACE_MEAN, FACE_SCALE, FACE_WIDTH
+from edgeid.converters.graphs.torch_graph import export_torch
+from edgeid.converters.networks.cnn20 import INPUT_SHAPE
+from edgeid.converters.onnx_import.model import import_onnx
+from edgeid.converters.scores.calibration import CalibrationOptions, calibrate
+from edgeid.converters.training.checkpoint import load_network
+from edgeid.converters.training.faces import read_faces
+from edgeid.converters.training.landmarks import load_landmarks
+from edgeid.converters.training.speech import SpeechSet, read_speech
+from edgeid.converters.training.training import FACE_LEFT, FACE_MEAN, FACE_SCALE, FACE_WIDTH
 from edgeid.runtime.encoding import Tensor, encode_float16, encode_int8
 from edgeid.runtime.engine import make_engine
 from edgeid.runtime.errors import DataError, GraphError

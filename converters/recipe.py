@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from edgeid.converters.graphs.embedding_similarity import embed_samples, similarity
+from edgeid.converters.pass_options import options_from_dict, options_to_dict
+from edgeid.converters.recipe_progress import PassReport, Progress, graph_key
 from edgeid.runtime.encoding import FloatArray
 from edgeid.runtime.errors import DataError, EdgeIDError, GraphError
 from edgeid.runtime.graph import Graph
-
-from .embedding_similarity import embed_samples, similarity
-from .pass_options import options_from_dict, options_to_dict
-from .recipe_progress import PassReport, Progress, graph_key
 
 __all__ = [
     "Context",
@@ -38,6 +38,7 @@ __all__ = [
     "Pass",
     "PassReport",
     "PassResult",
+    "finished_steps",
     "recipe_from_json",
     "recipe_to_json",
     "run_recipe",
@@ -60,6 +61,8 @@ class Context:
         seed: of everything random.
         threads: of torch and of the engines.
         progress: whether to show progress bars.
+        labels: who is in each sample, int64 (N,) of 0, 1, 2 ..., for passes that can use it;
+            entries without labels are left out.
     """
 
     samples: dict[str, FloatArray]
@@ -67,6 +70,7 @@ class Context:
     seed: int = 1
     threads: int = 1
     progress: bool = True
+    labels: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def track(self, items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
         """``items`` behind a progress bar with the remaining time."""
@@ -78,6 +82,12 @@ class Context:
         if entry not in self.samples:
             raise DataError(f"no sample inputs for entry {entry!r}; there are {[*self.samples]}")
         return self.samples[entry]
+
+    def identities(self, entry: str) -> NDArray[np.int64]:
+        """The labels of an entry's samples; raises DataError where there are none."""
+        if entry not in self.labels:
+            raise DataError(f"entry {entry!r} needs labels: who is in each sample")
+        return self.labels[entry]
 
     def validate(self, graph: Graph) -> None:
         """Raise DataError unless the samples are inputs of the graph's entries."""
@@ -92,6 +102,9 @@ class Context:
                 )
             if not math.isfinite(float(x.min())) or not math.isfinite(float(x.max())):
                 raise DataError(f"samples of {name!r} hold NaN or infinity")
+        for name, labels in self.labels.items():
+            if name not in self.samples or labels.shape != (len(self.samples[name]),):
+                raise DataError(f"labels of {name!r} {labels.shape} do not fit its samples")
         if self.threads < 1 or self.seed < 0:
             raise DataError(f"threads {self.threads} must be 1 or more, seed {self.seed} 0 or more")
 
@@ -199,6 +212,24 @@ def run_recipe(
     return graph, reports
 
 
+def finished_steps(
+    passes: Sequence[Pass], graph: Graph, context: Context
+) -> tuple[tuple[PassReport, Graph], ...]:
+    """The report and the graph after each pass of a recipe that ``run_recipe`` has finished.
+
+    Raises:
+        DataError: a pass is not finished, or its file in ``work`` is damaged.
+    """
+    progress = Progress(context.work)
+    steps = []
+    for number, key in enumerate(_keys(passes, graph, context), 1):
+        found = progress.read(key)
+        if found is None:
+            raise DataError(f"pass {number} ({key}) is not finished in {context.work}")
+        steps.append((found[1][-1], found[0]))
+    return tuple(steps)
+
+
 def _plain(value: Any) -> float | int | str:
     """A figure as JSON keeps it: a figure that is none must not cost the work of hours."""
     value = value.item() if isinstance(value, np.generic) else value
@@ -209,7 +240,8 @@ def _plain(value: Any) -> float | int | str:
 
 def _keys(passes: Sequence[Pass], graph: Graph, context: Context) -> list[str]:
     """For each pass a name of all that its result depends on."""
-    key = graph_key(graph, context.samples, context.seed)
+    arrays = {**context.samples, **{f"labels/{k}": v for k, v in context.labels.items()}}
+    key = graph_key(graph, arrays, context.seed)
     keys = []
     for number, step in enumerate(passes, 1):
         key = Progress.chain(key, step.to_dict())

@@ -75,7 +75,7 @@ class Progress:
     ) -> tuple[int, Graph, tuple[PassReport, ...]]:
         """How many of the passes are done, their result (or ``graph``) and their reports."""
         for done in range(len(keys), 0, -1):
-            found = self._read(keys[done - 1])
+            found = self.read(keys[done - 1])
             if found is not None and len(found[1]) == done:
                 return done, *found
         return 0, graph, ()
@@ -92,7 +92,8 @@ class Progress:
     def _file(self, key: str) -> Path:
         return self.work / f"{key}.edgeid"
 
-    def _read(self, key: str) -> tuple[Graph, tuple[PassReport, ...]] | None:
+    def read(self, key: str) -> tuple[Graph, tuple[PassReport, ...]] | None:
+        """The result of a pass and the reports up to it; None where it is not there and whole."""
         path = self._file(key)
         if not path.exists():
             return None

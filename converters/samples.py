@@ -20,8 +20,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from edgeid.converters.faces import Crops, FaceSet, data_directory, read_faces
-from edgeid.converters.teacher import OnnxTeacher, normalise
+from edgeid.converters.training.faces import Crops, FaceSet, data_directory, read_faces
+from edgeid.converters.training.teacher import OnnxTeacher, normalise
 from edgeid.runtime.audio import load_audio, resample
 from edgeid.runtime.errors import DataError
 

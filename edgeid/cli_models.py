@@ -64,7 +64,7 @@ def _add_training(
 
 def train_face(options: argparse.Namespace) -> Outcome:
     with convert_extra():
-        from edgeid.converters import training
+        from edgeid.converters.training import training
 
         chosen = _chosen(training.FACE_OPTIONS, options)
         out = training.train_face(options.out, chosen, data=_data(options), teacher=options.teacher)
@@ -73,7 +73,7 @@ def train_face(options: argparse.Namespace) -> Outcome:
 
 def train_voice(options: argparse.Namespace) -> Outcome:
     with convert_extra():
-        from edgeid.converters import training
+        from edgeid.converters.training import training
 
         chosen = _chosen(training.VOICE_OPTIONS, options)
         out = training.train_voice(options.out, chosen, data=_data(options))
@@ -84,7 +84,7 @@ def train_landmarks(options: argparse.Namespace) -> Outcome:
     with convert_extra():
         import torch
 
-        from edgeid.converters import landmarks
+        from edgeid.converters.training import landmarks
 
         torch.set_num_threads(options.threads or 1)
         chosen = _chosen(landmarks.LandmarkTraining(), options)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ImageError, InputError
+from edgeid.runtime.errors import ImageError, InputError
 
 __all__ = [
     "ALIGNED_SIZE",

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .encoding import check_shape
-from .errors import ModelFormatError
-from .layer_json import check_int, check_ints, check_keys, check_list
+from edgeid.runtime.encoding import check_shape
+from edgeid.runtime.errors import ModelFormatError
+from edgeid.runtime.layer_json import check_int, check_ints, check_keys, check_list
 
 ALIGNMENT = 64
 MAX_BLOBS = 65536

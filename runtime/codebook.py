@@ -16,9 +16,16 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import GraphError
-from .packing import check_packed, pack_bits, unpack_bits
-from .tensor import FloatArray, Tensor, all_finite, check_shape, need_parts, need_values
+from edgeid.runtime.errors import GraphError
+from edgeid.runtime.packing import check_packed, pack_bits, unpack_bits
+from edgeid.runtime.tensor import (
+    FloatArray,
+    Tensor,
+    all_finite,
+    check_shape,
+    need_parts,
+    need_values,
+)
 
 CODEWORDS = (16, 32, 64, 256)
 LENGTHS = (2, 4, 8)

@@ -22,8 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .alignment import apply, invert, to_grey
-from .errors import MissingExtraError, ModelError
+from edgeid.runtime.alignment import apply, invert, to_grey
+from edgeid.runtime.errors import MissingExtraError, ModelError
 
 __all__ = [
     "Box",

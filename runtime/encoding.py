@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .codebook import Codebook
-from .errors import GraphError
-from .indexed import Indexed
-from .tensor import (
+from edgeid.runtime.codebook import Codebook
+from edgeid.runtime.errors import GraphError
+from edgeid.runtime.indexed import Indexed
+from edgeid.runtime.tensor import (
     MAX_ELEMENTS,
     MAX_RANK,
     FloatArray,

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .encoding import FloatArray
-from .errors import EngineError
-from .graph import Graph
+from edgeid.runtime.encoding import FloatArray
+from edgeid.runtime.errors import EngineError
+from edgeid.runtime.graph import Graph
 
 __all__ = ["ENGINES", "Engine", "check_input", "make_engine", "thread_count"]
 
@@ -60,11 +60,11 @@ def make_engine(graph: Graph, name: str = "auto", threads: int | None = None) ->
     if name == "auto":
         name = "onnxruntime" if importlib.util.find_spec("onnxruntime") else "reference"
     if name == "onnxruntime":
-        from .ort import OnnxruntimeEngine
+        from edgeid.runtime.ort import OnnxruntimeEngine
 
         return OnnxruntimeEngine(graph, count)
     if name == "reference":
-        from .reference import ReferenceEngine
+        from edgeid.runtime.reference import ReferenceEngine
 
         return ReferenceEngine(graph, count)
     raise EngineError(f"no engine {name!r:.80}; choose one of {', '.join(ENGINES)}")

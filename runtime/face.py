@@ -17,13 +17,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from . import alignment
-from .alignment import align, similarity, to_grey
-from .detection import Box, Detection, Detector, make_detector, overlap
-from .errors import ImageError, InputError, NoFaceError, SeveralFacesError
-from .face_quality import FaceLimits, FaceQuality, measure
-from .face_spec import FaceSpec, network_input
-from .image import ImageSource, load_image
+from edgeid.runtime import alignment
+from edgeid.runtime.alignment import align, similarity, to_grey
+from edgeid.runtime.detection import Box, Detection, Detector, make_detector, overlap
+from edgeid.runtime.errors import ImageError, InputError, NoFaceError, SeveralFacesError
+from edgeid.runtime.face_quality import FaceLimits, FaceQuality, measure
+from edgeid.runtime.face_spec import FaceSpec, network_input
+from edgeid.runtime.image import ImageSource, load_image
 
 __all__ = [
     "FaceFrontEnd",

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .alignment import TEMPLATE, apply, similarity
-from .errors import (
+from edgeid.runtime.alignment import TEMPLATE, apply, similarity
+from edgeid.runtime.errors import (
     FaceBlurredError,
     FaceExposureError,
     FacePoseError,

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .alignment import ALIGNED_SIZE, to_grey
-from .errors import ImageError, ModelFormatError
-from .face_quality import FaceLimits
+from edgeid.runtime.alignment import ALIGNED_SIZE, to_grey
+from edgeid.runtime.errors import ImageError, ModelFormatError
+from edgeid.runtime.face_quality import FaceLimits
 
 __all__ = ["FaceSpec", "network_input"]
 

@@ -26,13 +26,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .blobs import BlobWriter, aligned, read_blobs
-from .encoding import ENCODINGS, MAX_ELEMENTS, Tensor, check_shape
-from .errors import GraphError, ModelError, ModelFormatError, ModelVersionError
-from .graph import MAX_TENSORS, Graph, graph_from_dict, graph_to_dict
-from .layer_json import check_int, check_ints, check_keys, check_name
-from .replacement import replace_file
-from .strict_json import dump_json, parse_json
+from edgeid.runtime.blobs import BlobWriter, aligned, read_blobs
+from edgeid.runtime.encoding import ENCODINGS, MAX_ELEMENTS, Tensor, check_shape
+from edgeid.runtime.errors import GraphError, ModelError, ModelFormatError, ModelVersionError
+from edgeid.runtime.graph import MAX_TENSORS, Graph, graph_from_dict, graph_to_dict
+from edgeid.runtime.layer_json import check_int, check_ints, check_keys, check_name
+from edgeid.runtime.replacement import replace_file
+from edgeid.runtime.strict_json import dump_json, parse_json
 
 MAGIC = b"\x89EDGEID\n"
 FORMAT_VERSION = 1

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from .encoding import FloatArray
-from .engine import Engine
-from .errors import GoldenVectorError
-from .graph import Graph
+from edgeid.runtime.encoding import FloatArray
+from edgeid.runtime.engine import Engine
+from edgeid.runtime.errors import GoldenVectorError
+from edgeid.runtime.graph import Graph
 
 MIN_COSINE = 0.999
 MAX_RELATIVE_ERROR = 0.05  # |got - expected| / |expected|; a cosine of 0.999 alone means 0.045

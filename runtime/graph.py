@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from .encoding import Tensor
-from .errors import GraphError
-from .layer_json import (
+from edgeid.runtime.encoding import Tensor
+from edgeid.runtime.errors import GraphError
+from edgeid.runtime.layer_json import (
     check_ints,
     check_keys,
     check_list,
@@ -23,7 +23,7 @@ from .layer_json import (
     layer_from_dict,
     layer_to_dict,
 )
-from .layers import (
+from edgeid.runtime.layers import (
     MAX_ELEMENTS,
     OPERATORS,
     Add,

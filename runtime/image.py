@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ImageError
+from edgeid.runtime.errors import ImageError
 
 __all__ = ["MAX_BYTES", "MAX_PIXELS", "MIN_SIDE", "ImageSource", "check_array", "load_image"]
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import GraphError
-from .packing import check_packed, pack_bits, unpack_bits
-from .tensor import FloatArray, Tensor, check_shape, need_parts, need_values
+from edgeid.runtime.errors import GraphError
+from edgeid.runtime.packing import check_packed, pack_bits, unpack_bits
+from edgeid.runtime.tensor import FloatArray, Tensor, check_shape, need_parts, need_values
 
 
 @dataclass(frozen=True, eq=False)

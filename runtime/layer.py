@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .errors import GraphError
+from edgeid.runtime.errors import GraphError
 
 Shape = tuple[int, ...]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from .errors import GraphError, UnsupportedOperatorError
-from .layers import OPERATORS, Layer
+from edgeid.runtime.errors import GraphError, UnsupportedOperatorError
+from edgeid.runtime.layers import OPERATORS, Layer
 
 MAX_NAME = 200  # characters
 MAX_LIST = 64  # inputs of a layer, axes of a shape

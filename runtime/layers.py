@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .layer import MAX_ELEMENTS, Layer, Shape
+from edgeid.runtime.layer import MAX_ELEMENTS, Layer, Shape
 
 __all__ = [
     "MAX_ELEMENTS",

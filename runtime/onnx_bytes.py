@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph import Graph, Shape
-from .layers import (
+from edgeid.runtime.graph import Graph, Shape
+from edgeid.runtime.layers import (
     Affine,
     AveragePool,
     Clip,

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from .encoding import FloatArray
-from .engine import check_input
-from .errors import EngineError
-from .graph import Graph
-from .onnx_bytes import graph_to_onnx_parts
+from edgeid.runtime.encoding import FloatArray
+from edgeid.runtime.engine import check_input
+from edgeid.runtime.errors import EngineError
+from edgeid.runtime.graph import Graph
+from edgeid.runtime.onnx_bytes import graph_to_onnx_parts
 
 IMAGES_AT_ONCE = 16  # bounds the activations of one call whatever the batch
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import GraphError
+from edgeid.runtime.errors import GraphError
 
 MAX_BITS = 14
 """Enough for 12 bits of magnitude, a sign, and the zero that has none."""

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from .blas import blas_threads
-from .encoding import FloatArray
-from .engine import check_input
-from .graph import (
+from edgeid.runtime.blas import blas_threads
+from edgeid.runtime.encoding import FloatArray
+from edgeid.runtime.engine import check_input
+from edgeid.runtime.graph import (
     Affine,
     AveragePool,
     Clip,

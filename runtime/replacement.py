@@ -8,7 +8,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from .errors import ModelError
+from edgeid.runtime.errors import ModelError
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .blobs import DTYPES
-from .curve import fields, number
-from .encoding import Dense, Int8, Tensor, all_finite
-from .errors import GraphError, InputError, ModelFormatError
-from .graph import Graph
+from edgeid.runtime.blobs import DTYPES
+from edgeid.runtime.curve import fields, number
+from edgeid.runtime.encoding import Dense, Int8, Tensor, all_finite
+from edgeid.runtime.errors import GraphError, InputError, ModelFormatError
+from edgeid.runtime.graph import Graph
 
 Array = NDArray[np.float64]
 

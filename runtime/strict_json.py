@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from .errors import ModelFormatError
+from edgeid.runtime.errors import ModelFormatError
 
 MAX_DEPTH = 24
 MAX_INTEGER = 1 << 53  # beyond it JavaScript and others lose digits

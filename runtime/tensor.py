@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import GraphError
+from edgeid.runtime.errors import GraphError
 
 FloatArray = NDArray[np.float32]
 MAX_RANK = 6

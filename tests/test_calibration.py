@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from edgeid.converters.calibration import CalibrationOptions, build_curve, calibrate
-from edgeid.converters.fusion import FusionOptions, fit_fusion, newton
+from edgeid.converters.scores.calibration import CalibrationOptions, build_curve, calibrate
+from edgeid.converters.scores.fusion import FusionOptions, fit_fusion, newton
 from edgeid.runtime.errors import CalibrationError
 from edgeid.runtime.score import Calibration, similarity
 

@@ -38,7 +38,7 @@ def test_training_is_forwarded_with_the_options_given(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch", reason="training needs the extra convert")
-    from edgeid.converters import landmarks, training
+    from edgeid.converters.training import landmarks, training
 
     out = tmp_path / "out.pt"
     common = ["--out", str(out), "--data", str(tmp_path), "--seed", "7", "--json"]

@@ -9,20 +9,21 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgeid.converters import codebook_calibration, codebook_coding  # noqa: E402
-from edgeid.converters.cnn20 import CNN20, settle_statistics  # noqa: E402
-from edgeid.converters.codebook import LayerCoding, SharedCodebooks  # noqa: E402
-from edgeid.converters.codebook_calibration import CodebookCalibration, calibrate  # noqa: E402
-from edgeid.converters.codebook_coding import code_graph, fit_channels  # noqa: E402
-from edgeid.converters.codebook_module import CodebookModule  # noqa: E402
-from edgeid.converters.codebook_plan import decoded, embedding_cosines  # noqa: E402
-from edgeid.converters.coded_weights import Coding  # noqa: E402
-from edgeid.converters.fully_connected import as_convolutions  # noqa: E402
-from edgeid.converters.output_scales import with_output_scales  # noqa: E402
-from edgeid.converters.pairing import pair_layers  # noqa: E402
+from edgeid.converters.codebook import calibration as codebook_calibration  # noqa: E402
+from edgeid.converters.codebook import coding as codebook_coding  # noqa: E402
+from edgeid.converters.codebook.calibration import CodebookCalibration, calibrate  # noqa: E402
+from edgeid.converters.codebook.coded_weights import Coding  # noqa: E402
+from edgeid.converters.codebook.coding import code_graph, fit_channels  # noqa: E402
+from edgeid.converters.codebook.module import CodebookModule  # noqa: E402
+from edgeid.converters.codebook.pairing import pair_layers  # noqa: E402
+from edgeid.converters.codebook.plan import decoded, embedding_cosines  # noqa: E402
+from edgeid.converters.codebook.shared_codebooks import LayerCoding, SharedCodebooks  # noqa: E402
+from edgeid.converters.graphs.fully_connected import as_convolutions  # noqa: E402
+from edgeid.converters.graphs.output_scales import with_output_scales  # noqa: E402
+from edgeid.converters.graphs.torch_graph import export_torch, to_torch  # noqa: E402
+from edgeid.converters.networks.cnn20 import CNN20, settle_statistics  # noqa: E402
+from edgeid.converters.networks.vgg11 import VGG11  # noqa: E402
 from edgeid.converters.recipe import Context, run_recipe  # noqa: E402
-from edgeid.converters.torch_graph import export_torch, to_torch  # noqa: E402
-from edgeid.converters.vgg11 import VGG11  # noqa: E402
 from edgeid.runtime.codebook import Codebook  # noqa: E402
 from edgeid.runtime.engine import make_engine  # noqa: E402
 from edgeid.runtime.errors import DataError, GraphError  # noqa: E402

@@ -14,27 +14,27 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from edgeid.converters.channel_order import (  # noqa: E402
-    Reader,
-    choose_order,
-    distortion,
-    total_distortion,
-)
-from edgeid.converters.codebook_budget import (  # noqa: E402
+from edgeid.converters.codebook.budget import (  # noqa: E402
     Choice,
     allocate,
     expected_error,
     rest_bytes,
 )
-from edgeid.converters.coded_weights import CODINGS, Coding, cluster  # noqa: E402
-from edgeid.converters.fully_connected import as_convolutions  # noqa: E402
-from edgeid.converters.layer_statistics import (  # noqa: E402
+from edgeid.converters.codebook.channel_order import (  # noqa: E402
+    Reader,
+    choose_order,
+    distortion,
+    total_distortion,
+)
+from edgeid.converters.codebook.coded_weights import CODINGS, Coding, cluster  # noqa: E402
+from edgeid.converters.codebook.layer_statistics import (  # noqa: E402
     LayerWalk,
     output_reach,
     tap_moments,
 )
-from edgeid.converters.output_scales import affines, with_output_scales  # noqa: E402
-from edgeid.converters.torch_graph import to_torch  # noqa: E402
+from edgeid.converters.graphs.fully_connected import as_convolutions  # noqa: E402
+from edgeid.converters.graphs.output_scales import affines, with_output_scales  # noqa: E402
+from edgeid.converters.graphs.torch_graph import to_torch  # noqa: E402
 from edgeid.runtime.encoding import encode_float32  # noqa: E402
 from edgeid.runtime.engine import make_engine  # noqa: E402
 from edgeid.runtime.errors import DataError, GraphError  # noqa: E402

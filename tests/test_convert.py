@@ -11,10 +11,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
-from edgeid.converters.cnn20 import CNN20, settle_statistics  # noqa: E402
 from edgeid.converters.convert import ConvertOptions, convert, encode_weights  # noqa: E402
-from edgeid.converters.landmarks import LandmarkNetwork  # noqa: E402
-from edgeid.converters.training import face_input  # noqa: E402
+from edgeid.converters.networks.cnn20 import CNN20, settle_statistics  # noqa: E402
+from edgeid.converters.training.landmarks import LandmarkNetwork  # noqa: E402
+from edgeid.converters.training.training import face_input  # noqa: E402
 from edgeid.runtime.errors import CalibrationError, DataError, GraphError  # noqa: E402
 from edgeid.runtime.model import Model  # noqa: E402
 from edgeid.runtime.voice import VoiceSpec, cut_windows  # noqa: E402

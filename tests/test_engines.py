@@ -236,7 +236,7 @@ def test_onnxruntime_answers_as_the_reference_does(case):
 @given(networks())
 def test_torch_answers_as_the_reference_does(case):
     torch = pytest.importorskip("torch")
-    from edgeid.converters.torch_graph import to_torch
+    from edgeid.converters.graphs.torch_graph import to_torch
 
     graph, x = case
     expected = make_engine(graph, "reference").run("face", x)

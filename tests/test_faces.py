@@ -9,7 +9,7 @@ import pytest
 
 cv2 = pytest.importorskip("cv2")
 
-from edgeid.converters.faces import (  # noqa: E402
+from edgeid.converters.training.faces import (  # noqa: E402
     FaceSet,
     augment,
     is_calibration,

@@ -18,15 +18,15 @@ from edgeid.runtime.graph import Graph, merge_graphs
 torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
-from edgeid.converters.cnn20 import CNN20  # noqa: E402
-from edgeid.converters.filter_alignment import (  # noqa: E402
+from edgeid.converters.graphs.permutation import channel_groups, permute  # noqa: E402
+from edgeid.converters.graphs.torch_graph import export_torch  # noqa: E402
+from edgeid.converters.networks.cnn20 import CNN20  # noqa: E402
+from edgeid.converters.zipper.filter_alignment import (  # noqa: E402
     align_layer,
     filter_distances,
     match_filters,
 )
-from edgeid.converters.permutation import channel_groups, permute  # noqa: E402
-from edgeid.converters.shared_layers import paired_layers  # noqa: E402
-from edgeid.converters.torch_graph import export_torch  # noqa: E402
+from edgeid.converters.zipper.shared_layers import paired_layers  # noqa: E402
 
 from .networks import inputs, residual_graph  # noqa: E402
 

@@ -12,8 +12,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 from torch import nn  # noqa: E402
 
-from edgeid.converters.cnn20 import CNN20  # noqa: E402
-from edgeid.converters.flame import (  # noqa: E402
+from edgeid.converters.graphs.normalisation import fold_norms  # noqa: E402
+from edgeid.converters.graphs.torch_graph import export_torch  # noqa: E402
+from edgeid.converters.networks.cnn20 import CNN20  # noqa: E402
+from edgeid.converters.networks.flame import (  # noqa: E402
     DistillationLoss,
     SlimOptions,
     count_weights,
@@ -22,9 +24,7 @@ from edgeid.converters.flame import (  # noqa: E402
     slim_vgg11,
     substitute,
 )
-from edgeid.converters.normalisation import fold_norms  # noqa: E402
-from edgeid.converters.torch_graph import export_torch  # noqa: E402
-from edgeid.converters.vgg11 import VGG11  # noqa: E402
+from edgeid.converters.networks.vgg11 import VGG11  # noqa: E402
 
 STRUCTURES = ("fire", "depthwise", "flame")
 

@@ -13,13 +13,13 @@ from edgeid.runtime.graph import Concat, Conv, merge_graphs
 
 torch = pytest.importorskip("torch")
 
-from edgeid.converters.embedding_similarity import embed_samples, similarity  # noqa: E402
-from edgeid.converters.flame import count_weights, make_structure  # noqa: E402
-from edgeid.converters.flame_pass import (  # noqa: E402
+from edgeid.converters.distillation.flame_pass import (  # noqa: E402
     FlameSubstitution,
     replaceable_layers,
     substitute_layers,
 )
+from edgeid.converters.graphs.embedding_similarity import embed_samples, similarity  # noqa: E402
+from edgeid.converters.networks.flame import count_weights, make_structure  # noqa: E402
 from edgeid.converters.recipe import Context, recipe_from_json, run_recipe  # noqa: E402
 
 from .networks import inputs, residual_graph  # noqa: E402

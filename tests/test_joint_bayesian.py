@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.linalg import block_diag
 from scipy.stats import multivariate_normal
 
-from edgeid.converters.joint_bayesian import JointBayesian, fit_joint_bayesian
+from edgeid.converters.scores.joint_bayesian import JointBayesian, fit_joint_bayesian
 from edgeid.runtime.errors import DataError
 
 

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from edgeid.converters.kmeans import assign, centroids, errors_of, kmeans, runner_up  # noqa: E402
+from edgeid.converters.codebook.kmeans import assign, centroids, errors_of, kmeans, runner_up  # noqa: E402
 from edgeid.runtime.errors import DataError  # noqa: E402
 
 
@@ -106,7 +106,7 @@ def test_large_inputs_are_scored_in_parts(monkeypatch):
     vectors, weights = torch.randn(3, 50, 4), torch.rand(3, 50, 4)
     table = torch.randn(3, 8, 4)
     whole = assign(vectors, weights, table)
-    monkeypatch.setattr("edgeid.converters.kmeans.MAX_SCORES", 100)
+    monkeypatch.setattr("edgeid.converters.codebook.kmeans.MAX_SCORES", 100)
     assert torch.equal(assign(vectors, weights, table), whole)
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from edgeid.converters.landmark_set import LandmarkSet, augment, mirror, read_landmark_set
-from edgeid.converters.landmarks import (
+from edgeid.converters.training.landmark_set import LandmarkSet, augment, mirror, read_landmark_set
+from edgeid.converters.training.landmarks import (
     LandmarkNetwork,
     LandmarkTraining,
     load_landmarks,
@@ -112,7 +112,7 @@ def test_training_lowers_the_error_and_resumes(tmp_path: Path) -> None:
 
 
 def test_one_step_lowers_the_loss() -> None:
-    from edgeid.converters.landmarks import landmark_loss
+    from edgeid.converters.training.landmarks import landmark_loss
 
     torch.manual_seed(0)
     network = LandmarkNetwork().train()
@@ -126,7 +126,7 @@ def test_one_step_lowers_the_loss() -> None:
 
 def test_loss_by_hand() -> None:
     """|d| = 1 pixel: 4 ln 2; |d| = 16 pixels: 16 - (4 - 4 ln 5)."""
-    from edgeid.converters.landmarks import landmark_loss
+    from edgeid.converters.training.landmarks import landmark_loss
 
     for pixels, expected in ((1, 4 * np.log(2)), (16, 12 + 4 * np.log(5))):
         found = torch.full((1, 10), pixels / 16)

@@ -13,11 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = {
     "edgeid": sorted((ROOT / "edgeid").glob("*.py")),
-    "edgeid.converters": sorted((ROOT / "converters").glob("*.py")),
+    "edgeid.converters": sorted((ROOT / "converters").rglob("*.py")),
     "edgeid.runtime": sorted((ROOT / "runtime").glob("*.py")),
 }
 ALL = [(layer, path) for layer, paths in LAYERS.items() for path in paths]
-IDS = [f"{layer}.{path.stem}" for layer, path in ALL]
+IDS = [".".join(path.relative_to(ROOT).with_suffix("").parts) for _, path in ALL]
 
 HEAVY = ("torch", "onnx", "onnxscript", "onnxruntime", "cv2", "soundfile", "matplotlib", "scipy")
 

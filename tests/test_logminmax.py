@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgeid.converters.logminmax import LogMinMax, log_min_max
+from edgeid.converters.quantisation.logminmax import LogMinMax, log_min_max
 from edgeid.converters.recipe import Context, run_recipe
 from edgeid.runtime.encoding import Dense, Indexed, encode_float16, encode_float32, encode_int8
 from edgeid.runtime.errors import DataError, GraphError

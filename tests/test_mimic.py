@@ -7,8 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgeid.converters.checkpoint import Checkpoint, load_network  # noqa: E402
-from edgeid.converters.mimic import (  # noqa: E402
+from edgeid.converters.distillation.mimic import (  # noqa: E402
     MimicObjective,
     MimicOptions,
     TeacherUnits,
@@ -17,8 +16,9 @@ from edgeid.converters.mimic import (  # noqa: E402
     train_mimic,
     unit_loss,
 )
-from edgeid.converters.neuron_selection import select_units  # noqa: E402
-from edgeid.converters.training import TrainOptions  # noqa: E402
+from edgeid.converters.distillation.neuron_selection import select_units  # noqa: E402
+from edgeid.converters.training.checkpoint import Checkpoint, load_network  # noqa: E402
+from edgeid.converters.training.training import TrainOptions  # noqa: E402
 from edgeid.runtime.errors import DataError  # noqa: E402
 
 OPTIONS = TrainOptions(steps=120, batch=64, rate=0.1, save_every=50)

@@ -9,10 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgeid.converters.cnn20 import CNN20, settle_statistics  # noqa: E402
-from edgeid.converters.margin import MarginSoftmax  # noqa: E402
-from edgeid.converters.student import TransferStudent  # noqa: E402
-from edgeid.converters.vgg11 import VGG11  # noqa: E402
+from edgeid.converters.networks.cnn20 import CNN20, settle_statistics  # noqa: E402
+from edgeid.converters.networks.student import TransferStudent  # noqa: E402
+from edgeid.converters.networks.vgg11 import VGG11  # noqa: E402
+from edgeid.converters.training.margin import MarginSoftmax  # noqa: E402
 
 
 def weights(network):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import f_oneway, pearsonr
 
-from edgeid.converters.neuron_selection import (
+from edgeid.converters.distillation.neuron_selection import (
     SelectionOptions,
     SelectionProblem,
     correlations,

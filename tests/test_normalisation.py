@@ -12,7 +12,7 @@ from edgeid.runtime.graph import Affine, Concat, Conv, Entry, Gemm, Graph, merge
 
 torch = pytest.importorskip("torch")
 
-from edgeid.converters.normalisation import NormModule, fold_norms, split_norms  # noqa: E402
+from edgeid.converters.graphs.normalisation import NormModule, fold_norms, split_norms  # noqa: E402
 
 from .networks import inputs, residual_graph  # noqa: E402
 

@@ -23,7 +23,7 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from edgeid.converters.onnx_import import import_onnx  # noqa: E402
+from edgeid.converters.onnx_import.model import import_onnx  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("EDGEID_DATA", ROOT / "../shared/data"))

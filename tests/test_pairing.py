@@ -10,10 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgeid.converters.cnn20 import CNN20  # noqa: E402
-from edgeid.converters.pairing import pair_layers  # noqa: E402
-from edgeid.converters.torch_graph import export_torch  # noqa: E402
-from edgeid.converters.vgg11 import VGG11  # noqa: E402
+from edgeid.converters.codebook.pairing import pair_layers  # noqa: E402
+from edgeid.converters.graphs.torch_graph import export_torch  # noqa: E402
+from edgeid.converters.networks.cnn20 import CNN20  # noqa: E402
+from edgeid.converters.networks.vgg11 import VGG11  # noqa: E402
 from edgeid.runtime.encoding import encode_float32  # noqa: E402
 from edgeid.runtime.errors import GraphError  # noqa: E402
 from edgeid.runtime.graph import Conv, Entry, Graph, merge_graphs  # noqa: E402

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgeid.converters.palette import Palette, cluster, nearest_centroid
+from edgeid.converters.quantisation.palette import Palette, cluster, nearest_centroid
 from edgeid.converters.recipe import Context, run_recipe
 from edgeid.runtime.encoding import Indexed, encode_float32
 from edgeid.runtime.errors import DataError, GraphError

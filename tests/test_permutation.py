@@ -9,14 +9,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgeid.converters.cnn20 import CNN20, settle_statistics  # noqa: E402
-from edgeid.converters.permutation import (  # noqa: E402
+from edgeid.converters.graphs.permutation import (  # noqa: E402
     ChannelAxis,
     channel_groups,
     group_reading,
     permute,
 )
-from edgeid.converters.torch_graph import export_torch  # noqa: E402
+from edgeid.converters.graphs.torch_graph import export_torch  # noqa: E402
+from edgeid.converters.networks.cnn20 import CNN20, settle_statistics  # noqa: E402
 from edgeid.runtime.encoding import encode_float16, encode_float32, encode_int8  # noqa: E402
 from edgeid.runtime.engine import make_engine  # noqa: E402
 from edgeid.runtime.errors import GraphError  # noqa: E402

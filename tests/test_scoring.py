@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgeid.converters.calibration import CalibrationOptions, calibrate
-from edgeid.converters.joint_bayesian import fit_joint_bayesian
-from edgeid.converters.scoring import BackendOptions, choose_shrinkage, learn_backend
-from edgeid.converters.verification import equal_error_rate, pair_error, pair_scores
+from edgeid.converters.scores.calibration import CalibrationOptions, calibrate
+from edgeid.converters.scores.joint_bayesian import fit_joint_bayesian
+from edgeid.converters.scores.scoring import BackendOptions, choose_shrinkage, learn_backend
+from edgeid.converters.scores.verification import equal_error_rate, pair_error, pair_scores
 from edgeid.runtime.encoding import Int8
 from edgeid.runtime.errors import CalibrationError, DataError
 from edgeid.runtime.score import Calibration, similarity

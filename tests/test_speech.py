@@ -12,7 +12,7 @@ soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("cv2")
 pytest.importorskip("tqdm")
 
-from edgeid.converters.speech import (  # noqa: E402
+from edgeid.converters.training.speech import (  # noqa: E402
     SpeechSampler,
     SpeechSet,
     band_limit,
@@ -73,8 +73,8 @@ def test_an_unaltered_draw_is_what_the_device_computes(monkeypatch):
     clip = noise(SPEC.window_samples + 1)
     sampler = SpeechSampler(SpeechSet(("s/ann",), ((clip,),)), (noise(16000),), SPEC)
     monkeypatch.setattr(SpeechSampler, "_augment", lambda _self, wave, _rng: wave)
-    monkeypatch.setattr("edgeid.converters.speech._colour", lambda *_: None)
-    monkeypatch.setattr("edgeid.converters.speech._mask", lambda *_: None)
+    monkeypatch.setattr("edgeid.converters.training.speech._colour", lambda *_: None)
+    monkeypatch.setattr("edgeid.converters.training.speech._mask", lambda *_: None)
     windows, labels = sampler.draw(20, np.random.default_rng(0))
     plain = windows[labels == 0][0]
     np.testing.assert_allclose(plain, cut_windows(clip[:-1], SPEC)[0], atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgeid.converters.subvectors import cut, decode, index_grid, join  # noqa: E402
+from edgeid.converters.codebook.subvectors import cut, decode, index_grid, join  # noqa: E402
 from edgeid.runtime.codebook import make_codebook, quantise_codewords  # noqa: E402
 
 

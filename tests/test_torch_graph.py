@@ -15,7 +15,7 @@ pytest.importorskip("onnxscript")
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from edgeid.converters.torch_graph import export_torch, from_torch, to_torch  # noqa: E402
+from edgeid.converters.graphs.torch_graph import export_torch, from_torch, to_torch  # noqa: E402
 
 W = np.array([[1, 2], [3, 4]], np.float32)
 

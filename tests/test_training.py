@@ -15,13 +15,13 @@ onnx = pytest.importorskip("onnx")
 import cv2  # noqa: E402
 import soundfile  # noqa: E402
 
-from edgeid.converters import training  # noqa: E402
-from edgeid.converters.checkpoint import (  # noqa: E402
+from edgeid.converters.training import training  # noqa: E402
+from edgeid.converters.training.checkpoint import (  # noqa: E402
     Checkpoint,
     load_network,
     read_checkpoint,
 )
-from edgeid.converters.training import TrainOptions, train_face, train_voice  # noqa: E402
+from edgeid.converters.training.training import TrainOptions, train_face, train_voice  # noqa: E402
 from edgeid.runtime.errors import DataError  # noqa: E402
 
 FAST = TrainOptions(steps=4, batch=8, rate=0.05, save_every=2)
@@ -172,8 +172,8 @@ def test_missing_data_is_told(tmp_path, monkeypatch):
 
 
 def test_the_network_input_of_training_is_that_of_the_device():
-    from edgeid.converters.cnn20 import INPUT_SHAPE
     from edgeid.converters.convert import face_spec
+    from edgeid.converters.networks.cnn20 import INPUT_SHAPE
     from edgeid.runtime.face import network_input
     from edgeid.runtime.graph import Entry, Graph
 

@@ -14,11 +14,7 @@ pytest.importorskip("onnxscript")
 
 from scipy.special import log_softmax  # noqa: E402
 
-from edgeid.converters.checkpoint import read_checkpoint  # noqa: E402
-from edgeid.converters.student import TransferStudent  # noqa: E402
-from edgeid.converters.torch_graph import export_torch  # noqa: E402
-from edgeid.converters.training import TrainOptions  # noqa: E402
-from edgeid.converters.transfer import (  # noqa: E402
+from edgeid.converters.distillation.transfer import (  # noqa: E402
     PairSampler,
     SiameseObjective,
     TransferObjective,
@@ -30,7 +26,11 @@ from edgeid.converters.transfer import (  # noqa: E402
     train_transfer,
     transfer_drawing,
 )
-from edgeid.converters.verification import equal_error_rate, pair_error  # noqa: E402
+from edgeid.converters.graphs.torch_graph import export_torch  # noqa: E402
+from edgeid.converters.networks.student import TransferStudent  # noqa: E402
+from edgeid.converters.scores.verification import equal_error_rate, pair_error  # noqa: E402
+from edgeid.converters.training.checkpoint import read_checkpoint  # noqa: E402
+from edgeid.converters.training.training import TrainOptions  # noqa: E402
 from edgeid.runtime.errors import DataError  # noqa: E402
 from edgeid.runtime.reference import ReferenceEngine  # noqa: E402
 

@@ -23,26 +23,26 @@ from edgeid.runtime.graph import (
 torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
-from edgeid.converters.naive_sharing import NaiveSharing  # noqa: E402
-from edgeid.converters.normalisation import fold_norms  # noqa: E402
+from edgeid.converters.graphs.normalisation import fold_norms  # noqa: E402
+from edgeid.converters.graphs.weight_calibration import (  # noqa: E402
+    Task,
+    regression_loss,
+    regression_task,
+)
 from edgeid.converters.recipe import (  # noqa: E402
     Context,
     recipe_from_json,
     recipe_to_json,
     run_recipe,
 )
-from edgeid.converters.shared_layers import (  # noqa: E402
+from edgeid.converters.zipper.naive_sharing import NaiveSharing  # noqa: E402
+from edgeid.converters.zipper.shared_layers import (  # noqa: E402
     absorb_average,
     paired_layers,
     share_weights,
     weighted_layers,
 )
-from edgeid.converters.weight_calibration import (  # noqa: E402
-    Task,
-    regression_loss,
-    regression_task,
-)
-from edgeid.converters.zipper import (  # noqa: E402
+from edgeid.converters.zipper.zipper import (  # noqa: E402
     CNN20_BLOCKS,
     Zipper,
     align_block,

@@ -1,0 +1,1 @@
+"""Pass: the layers of two networks share codebooks (co-compress, paper 000)."""

@@ -1,0 +1,276 @@
+"""Calibration of a coded graph: codewords are trained until it behaves like the original.
+
+The targets are the original's embeddings and the outputs of its layers on the same inputs,
+so no labels are needed (METHODS.md section 1). Indices are chosen anew on the way, by
+annealing: at first a sub-vector is a blend of the two codewords nearest to the original, its
+share of each trained as well; the blend is sharpened until it is one or the other (after
+Agustsson et al. 2017, "Soft-to-hard vector quantization", and Nagel et al. 2020, "Up or
+down? Adaptive rounding"). The rest of the steps trains the codewords under fixed indices.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgeid.converters.codebook.coding import CodedGraph
+from edgeid.converters.codebook.module import CodebookModule
+from edgeid.converters.codebook.plan import decoded
+from edgeid.converters.graphs.torch_graph import GraphModule
+from edgeid.converters.recipe import Context
+from edgeid.runtime.errors import DataError
+from edgeid.runtime.graph import Graph
+from edgeid.runtime.replacement import replace_file
+
+CHECKPOINT = "calibration.pt"
+PROBE = 64  # samples on which the loss is measured
+COLDEST = 0.05  # temperature of the blends at the end
+
+
+@dataclass(frozen=True)
+class CodebookCalibration:
+    """How codewords are trained.
+
+    Attributes:
+        steps: of Adam; 0 leaves the codebooks as k-means made them.
+        batch: samples of each entry in a step.
+        rate: peak learning rate, relative to the size of what is trained.
+        layers: weight of the layers' outputs beside the embeddings.
+        blend: share of a batch made of blends of two samples: inputs between those that
+            there are, which the original can label as well.
+        soft: share of the steps during which sub-vectors are blends; 0 keeps the indices.
+        soft_rate: peak learning rate of the blends, in units of their logits.
+        save_every: steps between checkpoints.
+        bfloat16: compute convolutions in bfloat16, about twice as fast where the machine
+            knows it.
+    """
+
+    steps: int = 600
+    batch: int = 64
+    rate: float = 5e-3
+    layers: float = 0.1
+    blend: float = 0.25
+    soft: float = 0.6
+    soft_rate: float = 0.1
+    save_every: int = 50
+    bfloat16: bool = False
+
+    def validate(self) -> None:
+        """Raise DataError naming what is out of range."""
+        for name, least in (("steps", 0), ("batch", 2), ("save_every", 1)):
+            if getattr(self, name) < least:
+                raise DataError(f"calibration: {name} is {getattr(self, name)}, at least {least}")
+        for name in ("rate", "soft_rate"):
+            if not 0 < getattr(self, name) <= 0.5:
+                raise DataError(f"calibration: {name} {getattr(self, name)} must lie in (0, 0.5]")
+        for name in ("blend", "soft"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"calibration: {name} {getattr(self, name)} must lie in 0..1")
+        if self.layers < 0:
+            raise DataError(f"calibration: layers {self.layers} must not be negative")
+
+    @property
+    def soft_steps(self) -> int:
+        """Steps during which sub-vectors are blends."""
+        return round(self.soft * self.steps)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A calibrated graph.
+
+    Attributes:
+        coded: with trained codewords.
+        before, after: the loss on the first samples.
+        moved: sub-vectors that have another codeword than before.
+    """
+
+    coded: CodedGraph
+    before: float
+    after: float
+    moved: int
+
+
+def calibrate(
+    original: Graph, coded: CodedGraph, options: CodebookCalibration, context: Context
+) -> Calibrated:
+    """Train the codewords of ``coded`` against ``original``; a checkpoint in work is resumed.
+
+    Args:
+        original: float weights under the same names, channels in the same order.
+        coded: what ``code_graph`` made of it.
+        options: how long and how fast.
+        context: its samples are the inputs; no labels.
+
+    Raises:
+        DataError: the samples or a checkpoint do not fit, or training has diverged.
+    """
+    options.validate()
+    torch.set_num_threads(context.threads)
+    training = _Training(original, coded, options, context)
+    before = training.probe_loss()
+    first = training.resume()
+    for step in context.track(range(first, options.steps), "calibration", options.steps - first):
+        training.step(step)
+        if (step + 1) % options.save_every == 0 and step + 1 < options.steps:
+            training.save(step + 1)
+    training.harden()
+    student = training.student
+    after = training.probe_loss()
+    if not math.isfinite(after):
+        raise DataError(f"calibration diverged at rate {options.rate}: lower it")
+    (context.work / CHECKPOINT).unlink(missing_ok=True)
+    graph = replace(coded, graph=student.to_graph(), pairs=student.pairs())
+    return Calibrated(graph, before, after, training.moved)
+
+
+class _Training:
+    """The state of a calibration: student, optimiser, collected gradients."""
+
+    def __init__(
+        self, original: Graph, coded: CodedGraph, options: CodebookCalibration, context: Context
+    ) -> None:
+        self.options, self.context, self.coded = options, context, coded
+        self.entries = coded.entries()
+        self.teacher = GraphModule(original, self.entries).requires_grad_(False)
+        self.student = CodebookModule(coded.graph, self.entries, coded.pairs)
+        self.outputs = coded.outputs()
+        self.moved = 0
+        self.student.requires_grad_(False)
+        trained = [p.requires_grad_(True) for p in self.student.trainable()]
+        groups = [{"params": [p], "peak": options.rate * _size(p)} for p in trained]
+        if options.soft_steps:
+            costs = {name: coded.importance.of(name) for name in self.student.coded}
+            self.student.soften(decoded(original, self.student.coded), costs)
+            groups.append({"params": [*self.student.logits], "peak": options.soft_rate})
+        self.optimiser = torch.optim.Adam(groups, lr=options.rate, betas=(0.9, 0.99))
+
+    def step(self, step: int) -> None:
+        """One batch of every entry and one step of Adam."""
+        self._anneal(step)
+        rate = _schedule(step / self.options.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group["peak"]
+        self.optimiser.zero_grad()
+        rng = np.random.default_rng((self.context.seed, step))
+        for entry in self.entries:
+            self.loss(entry, self._draw(entry, rng)).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.student.trainable(), 5.0)
+        self.optimiser.step()
+        with torch.no_grad():
+            for gain in self.student.gains:
+                gain.clamp_(min=1e-3)
+
+    def _anneal(self, step: int) -> None:
+        """Blends while it is time for them, sharper from step to step; then choices."""
+        if step < self.options.soft_steps:
+            self.student.soft = True
+            self.student.temperature = COLDEST ** (step / self.options.soft_steps)
+        else:
+            self.harden()
+
+    def harden(self) -> None:
+        """Turn blends into choices, if there are any."""
+        if self.student.soft:
+            self.moved = self.student.harden()
+
+    def loss(self, entry: str, x: Tensor) -> Tensor:
+        """Cosine and structure of the embeddings, and the outputs of the coded layers."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.options.bfloat16):
+            with torch.no_grad():
+                wanted = self.teacher.activations(x, entry)
+            found = self.student.activations(x, entry)
+        output = self.student.graph.entry(entry).output
+        unit, target = (
+            functional.normalize(values[output].float().flatten(1)) for values in (found, wanted)
+        )
+        loss = 1 - (unit * target).sum(1).mean()
+        loss = loss + 5 * (unit @ unit.T - target @ target.T).square().mean()
+        if self.options.layers == 0:
+            return loss
+        errors = [
+            _relative_error(found[name].float(), wanted[name].float())
+            for name in self.outputs[entry]
+        ]
+        return loss + self.options.layers * torch.stack(errors).mean()
+
+    @torch.no_grad()
+    def probe_loss(self) -> float:
+        """The loss on the first samples of every entry."""
+        return sum(
+            float(self.loss(entry, torch.from_numpy(self.context.inputs(entry)[:PROBE])))
+            for entry in self.entries
+        )
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint beside the old one, then rename it there."""
+        state = {
+            "step": step,
+            "student": self.student.state_dict(),
+            "indices": [i.to(torch.uint8) for i in self.student.indices],  # K <= 256
+            "optimiser": self.optimiser.state_dict(),
+            "soft": self.student.soft,
+            "moved": self.moved,
+        }
+        stream = io.BytesIO()
+        torch.save(state, stream)
+        self.context.work.mkdir(parents=True, exist_ok=True)
+        replace_file(self.context.work / CHECKPOINT, stream.getvalue())
+
+    def resume(self) -> int:
+        """The next step: that of the checkpoint, if there is one."""
+        path = self.context.work / CHECKPOINT
+        if not path.is_file():
+            return 0
+        try:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+            self._load(state)
+        except Exception as error:
+            raise DataError(
+                f"{path} is no checkpoint of this calibration ({error}): remove it to start anew"
+            ) from error
+        return int(state["step"])
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.student.load_state_dict(state["student"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.student.indices = [i.to(torch.int64) for i in state["indices"]]
+        self.student.soft, self.moved = bool(state["soft"]), int(state["moved"])
+
+    def _draw(self, entry: str, rng: np.random.Generator) -> Tensor:
+        samples = self.context.inputs(entry)
+        size = min(self.options.batch, len(samples))
+        x = samples[rng.permutation(len(samples))[:size]]
+        blended = round(self.options.blend * size)
+        if blended:
+            share = rng.uniform(0.3, 0.7, (blended, *[1] * (x.ndim - 1))).astype(np.float32)
+            others = samples[rng.integers(len(samples), size=blended)]
+            x[:blended] = share * x[:blended] + (1 - share) * others
+        return torch.from_numpy(x)
+
+
+def _relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """Squared error of a layer's output over its variance, channel means apart."""
+    axes = (0, *range(2, wanted.ndim))
+    spread = wanted.var(axes, correction=0).mean().clamp_min(1e-12)
+    return (found - wanted).square().mean() / spread
+
+
+def _size(parameter: Tensor) -> float:
+    """Root mean square, and at least a thousandth."""
+    return max(1e-3, float(parameter.detach().square().mean().sqrt()))
+
+
+def _schedule(progress: float) -> float:
+    """Linear rise over the first tenth, then half a cosine down to nothing."""
+    if progress < 0.1:
+        return (progress + 0.01) / 0.11
+    return 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))

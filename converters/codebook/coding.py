@@ -1,0 +1,218 @@
+"""Coding the pairs from front to back: each layer sees the inputs that it will have."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeid.converters.codebook.coded_weights import CodedPair, Coding, cluster
+from edgeid.converters.codebook.layer_statistics import LayerWalk
+from edgeid.converters.codebook.pairing import Pair, Pairing
+from edgeid.converters.codebook.plan import (
+    Importance,
+    decoded,
+    make_walks,
+    measure_moments,
+    measure_reach,
+)
+from edgeid.converters.graphs.output_scales import affines
+from edgeid.converters.recipe import Context
+from edgeid.runtime.encoding import encode_float32
+from edgeid.runtime.graph import Affine, Graph
+from edgeid.runtime.replacement import replace_file
+
+
+@dataclass(frozen=True)
+class CodedGraph:
+    """A graph whose paired weights are codewords.
+
+    Attributes:
+        graph: with the coded weights as stored.
+        pairs: the same weights, in the order of the pairing.
+        importance: what an error of each coded weight costs.
+    """
+
+    graph: Graph
+    pairs: tuple[CodedPair, ...]
+    importance: Importance
+
+    def entries(self) -> tuple[str, ...]:
+        """Names of the entries that read coded weights."""
+        return tuple(name for name, outputs in self._outputs().items() if outputs)
+
+    def outputs(self) -> dict[str, list[str]]:
+        """For each of them the activations behind its coded layers and their Affines."""
+        return {name: outputs for name, outputs in self._outputs().items() if outputs}
+
+    def _outputs(self) -> dict[str, list[str]]:
+        coded = {name for pair in self.pairs for name in pair.shapes}
+        following = affines(self.graph)
+        return {
+            entry.name: [
+                following[layer.name].output
+                for layer in self.graph.layers_of(entry.name)
+                if layer.name in following and layer.tensor_names()[0] in coded
+            ]
+            for entry in self.graph.entries
+        }
+
+
+def code_graph(
+    original: Graph,
+    graph: Graph,
+    pairing: Pairing,
+    codings: Sequence[Coding],
+    context: Context,
+    *,
+    samples: int,
+) -> CodedGraph:
+    """Cluster the weights of each pair, front to back.
+
+    The inputs that weigh a layer's errors are those behind the layers coded already. After
+    each layer the scale and shift of its output channels are fitted by least squares to
+    what the float network computes there. Pairs that are done are kept in ``context.work``
+    and not clustered again.
+
+    Args:
+        original: with an Affine after each coded layer (``with_output_scales``).
+        graph: the same, the weights that are not coded stored as they will be.
+        pairing: its weights.
+        codings: of each pair.
+        context: its samples feed the layers.
+        samples: how many of them.
+    """
+    originals = make_walks(original, pairing, context, samples)
+    walks = make_walks(graph, pairing, context, samples)
+    reach = measure_reach(original, pairing, context, samples)
+    tensors = dict(graph.tensors)
+    pairs: list[CodedPair] = []
+    moments: dict[str, list[tuple[str, Tensor]]] = {}
+    steps = list(zip(pairing.pairs, codings, strict=True))
+    for number, (pair, coding) in enumerate(context.track(steps, "codebooks")):
+        moments.update(measure_moments(pair, graph, walks))
+        importance = Importance({t: moments[t] for t in pair.tensors}, reach)
+        coded = _clustered(pair, graph, importance, coding, context, number)
+        pairs.append(coded)
+        tensors.update(coded.stored())
+        for name in pair.tensors:
+            for walk in walks.values():
+                if name in walk.tensor_names:
+                    walk.set_weight(name, coded.decode(name))
+        for name, values in _fitted(pair, graph, walks, originals).items():
+            tensors[name] = encode_float32(values.numpy())
+    changed = replace(graph, tensors=tensors)
+    changed.validate()
+    return CodedGraph(changed, tuple(pairs), Importance(moments, reach))
+
+
+def forget_pairs(work: Path) -> None:
+    """Remove what ``code_graph`` kept."""
+    for path in work.glob("pair-*.npz"):
+        path.unlink(missing_ok=True)
+
+
+def _fitted(
+    pair: Pair,
+    graph: Graph,
+    walks: Mapping[str, LayerWalk],
+    originals: Mapping[str, LayerWalk],
+) -> dict[str, Tensor]:
+    """New scales and shifts behind the layers of a pair, set in the walks as well."""
+    following = affines(graph)
+    found: dict[str, Tensor] = {}
+    for readers in pair.readers:
+        for entry, layer in readers:
+            affine = following[layer]
+            raw = walks[entry].activation(affine.inputs[0])
+            wanted = originals[entry].activation(affine.output)
+            scale, shift = fit_channels(raw, wanted, *_decoded(graph, affine))
+            walks[entry].set_weight(affine.weight, scale)
+            walks[entry].set_weight(affine.bias, shift)
+            found |= {affine.weight: scale, affine.bias: shift}
+    return found
+
+
+def _decoded(graph: Graph, affine: Affine) -> tuple[Tensor, Tensor]:
+    values = decoded(graph, (affine.weight, affine.bias))
+    return values[affine.weight], values[affine.bias]
+
+
+def fit_channels(
+    raw: Tensor, wanted: Tensor, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The scale and shift of each channel (axis 1) that bring ``raw`` nearest to ``wanted``.
+
+    A scale stays within half and twice the present one; a channel without variation keeps
+    its scale and shift.
+    """
+    axes = (0, *range(2, raw.ndim))
+    along = (1, -1, *[1] * (raw.ndim - 2))
+    mean_raw, mean_wanted = raw.mean(axes), wanted.mean(axes)
+    centred = raw - mean_raw.reshape(along)
+    variance = centred.square().mean(axes)
+    covariance = (centred * (wanted - mean_wanted.reshape(along))).mean(axes)
+    factor = covariance / variance.clamp_min(1e-30) / torch.where(scale == 0, 1.0, scale)
+    new = scale * factor.clamp(0.5, 2.0)
+    usable = variance > 1e-12
+    new_shift = mean_wanted - new * mean_raw
+    return torch.where(usable, new, scale), torch.where(usable, new_shift, shift)
+
+
+def _clustered(
+    pair: Pair,
+    graph: Graph,
+    importance: Importance,
+    coding: Coding,
+    context: Context,
+    number: int,
+) -> CodedPair:
+    path = context.work / f"pair-{number:03}.npz"
+    weights = decoded(graph, pair.tensors)
+    shapes = {name: tuple(w.shape) for name, w in weights.items()}
+    kept = _read_pair(path, shapes, coding)
+    if kept is not None:
+        return kept
+    costs = {name: importance.of(name) for name in weights}
+    made = cluster(weights, costs, coding, seed=context.seed + number)
+    context.work.mkdir(parents=True, exist_ok=True)
+    replace_file(path, _dump_pair(made))
+    return made
+
+
+def _dump_pair(pair: CodedPair) -> bytes:
+    arrays = {"codewords": pair.codewords.numpy(), "error": np.array(pair.error)}
+    for number, name in enumerate(pair.shapes):
+        arrays[f"gains-{number}"] = pair.gains[name].numpy()
+        arrays[f"indices-{number}"] = pair.indices[name].numpy().astype(np.uint8)  # K <= 256
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def _read_pair(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], coding: Coding
+) -> CodedPair | None:
+    """A pair that was kept; None where there is none, or not a whole one."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+            names = list(shapes)
+            pair = CodedPair(
+                codewords=torch.from_numpy(stored["codewords"]),
+                gains={n: torch.from_numpy(stored[f"gains-{i}"]) for i, n in enumerate(names)},
+                indices={
+                    n: torch.from_numpy(stored[f"indices-{i}"].astype(np.int64))
+                    for i, n in enumerate(names)
+                },
+                shapes=dict(shapes),
+                error=float(stored["error"]),
+            )
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+    return pair if pair.codewords.shape[1:] == (coding.k, coding.r) else None

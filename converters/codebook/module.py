@@ -1,0 +1,159 @@
+"""A graph with coded weights as a torch module whose codewords can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgeid.converters.codebook.coded_weights import CodedPair
+from edgeid.converters.codebook.kmeans import runner_up
+from edgeid.converters.codebook.subvectors import cut, decode, join
+from edgeid.converters.graphs.output_scales import affines
+from edgeid.converters.graphs.torch_graph import GraphModule
+from edgeid.runtime.encoding import encode_float32
+from edgeid.runtime.graph import Conv, Gemm, Graph, PRelu
+
+EDGE = 0.02  # a blend begins no nearer than this to one of its two codewords
+
+
+class CodebookModule(GraphModule):
+    """Decodes its coded weights from codewords on the way, rounded as the file rounds them.
+
+    Attributes:
+        codewords: of each pair, trainable.
+        gains: of each coded weight, in the order of ``coded``.
+        logits: of each coded weight once it is softened, (spaces, N).
+        temperature: of the blends while soft; towards 0 they become choices.
+        soft: whether sub-vectors are blends of two codewords.
+    """
+
+    def __init__(self, graph: Graph, entries: Sequence[str], pairs: Sequence[CodedPair]) -> None:
+        super().__init__(graph, tuple(entries))
+        self.soft = False
+        self.temperature = 1.0
+        self._place = {n: (i, pair.shapes[n]) for i, pair in enumerate(pairs) for n in pair.shapes}
+        self.coded = tuple(self._place)
+        self._number = {name: number for number, name in enumerate(self.coded)}
+        self.codewords = nn.ParameterList([nn.Parameter(p.codewords.clone()) for p in pairs])
+        owners = [pairs[owner] for owner, _ in self._place.values()]
+        self.gains = nn.ParameterList(
+            [nn.Parameter(p.gains[n].clone()) for n, p in zip(self.coded, owners, strict=True)]
+        )
+        self.indices = [p.indices[n].clone() for n, p in zip(self.coded, owners, strict=True)]
+        self.logits = nn.ParameterList()
+        self._second: list[Tensor] = []
+
+    def weight(self, name: str) -> Tensor:
+        if name not in self._place:
+            return super().weight(name)
+        number, (_, shape) = self._number[name], self._place[name]
+        table = self.table(name)
+        if not self.soft:
+            return decode(table, self.indices[number], shape)
+        first, second = (
+            _looked_up(table, indices) for indices in (self.indices[number], self._second[number])
+        )
+        share = torch.sigmoid(self.logits[number] / self.temperature)
+        return join(first + share[:, :, None] * (second - first), shape)
+
+    def table(self, name: str) -> Tensor:
+        """(its sub-spaces, K, r): what the weight's indices point to."""
+        owner, _ = self._place[name]
+        gain = self.gains[self._number[name]]
+        scaled: Tensor = _rounded(self.codewords[owner])[: len(gain)] * gain[:, None, None]
+        return scaled
+
+    @torch.no_grad()
+    def soften(self, weights: Mapping[str, Tensor], importance: Mapping[str, Tensor]) -> None:
+        """Prepare blends: each sub-vector between its codeword and the next nearest one, at
+        the point nearest to the original.
+
+        Args:
+            weights: the originals of the coded weights.
+            importance: of their errors, as in clustering.
+        """
+        for number, name in enumerate(self.coded):
+            table = self.table(name)
+            vectors, cost = (cut(x[name], table.shape[2]) for x in (weights, importance))
+            second = runner_up(vectors, cost, table, self.indices[number])
+            start = _looked_up(table, self.indices[number])
+            way = _looked_up(table, second) - start
+            length = (way.square() * cost).sum(2).clamp_min(1e-30)
+            share = ((vectors - start) * way * cost).sum(2) / length
+            self._second.append(second)
+            self.logits.append(nn.Parameter(torch.logit(share.clamp(EDGE, 1 - EDGE))))
+
+    @torch.no_grad()
+    def harden(self) -> int:
+        """Each sub-vector takes the nearer of its two codewords; returns how many changed."""
+        changed = 0
+        for number, (second, logits) in enumerate(zip(self._second, self.logits, strict=True)):
+            other = logits > 0
+            changed += int(other.sum())
+            self.indices[number] = torch.where(other, second, self.indices[number])
+        self.soft = False
+        return changed
+
+    def trainable(self) -> list[Tensor]:
+        """Codewords, gains, scales and shifts of output channels, biases, slopes. The
+        weights that are kept out of the codebooks stay as they are."""
+        names: set[str] = set()
+        for layer in self.graph.layers:
+            if isinstance(layer, PRelu):
+                names.add(layer.slope)
+            elif isinstance(layer, Conv | Gemm) and layer.bias is not None:
+                names.add(layer.bias)
+        for affine in affines(self.graph).values():
+            names.update((affine.weight, affine.bias))
+        plain = [super(CodebookModule, self).weight(n) for n in self.tensor_names if n in names]
+        return [*self.codewords, *self.gains, *plain]
+
+    def pairs(self) -> tuple[CodedPair, ...]:
+        """The coded weights with the present codewords, gains and indices."""
+        found = []
+        for owner, codewords in enumerate(self.codewords):
+            names = [name for name in self.coded if self._place[name][0] == owner]
+            numbers = {name: self._number[name] for name in names}
+            found.append(
+                CodedPair(
+                    codewords=_rounded(codewords).detach(),
+                    gains={n: self.gains[i].detach().clone() for n, i in numbers.items()},
+                    indices={n: self.indices[i].clone() for n, i in numbers.items()},
+                    shapes={n: self._place[n][1] for n in names},
+                )
+            )
+        return tuple(found)
+
+    def to_graph(self) -> Graph:
+        """The graph with everything as it is stored."""
+        tensors = dict(self.graph.tensors)
+        for name in self.tensor_names:
+            if name not in self._place:
+                values = super().weight(name).detach().numpy()
+                if tensors[name].decode().tobytes() != values.tobytes():  # keep what is unchanged
+                    tensors[name] = encode_float32(values.copy())
+        for pair in self.pairs():
+            tensors.update(pair.stored())
+        graph = replace(self.graph, tensors=tensors)
+        graph.validate()
+        return graph
+
+
+def _looked_up(table: Tensor, indices: Tensor) -> Tensor:
+    """(spaces, N, r) codewords."""
+    _, k, r = table.shape
+    flat = indices + k * torch.arange(len(indices))[:, None]
+    return functional.embedding(flat, table.reshape(-1, r))
+
+
+def _rounded(codewords: Tensor) -> Tensor:
+    """As int8 with one scale a sub-space; the gradient passes as if nothing was rounded."""
+    with torch.no_grad():
+        scale = codewords.abs().amax((1, 2), keepdim=True) / 127
+        scale = torch.where(scale > 1e-30, scale, 1.0)
+        change = (codewords / scale).round() * scale - codewords
+    return codewords + change

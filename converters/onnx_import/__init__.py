@@ -1,0 +1,1 @@
+"""Read an ONNX file into a graph."""

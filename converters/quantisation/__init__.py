@@ -1,0 +1,1 @@
+"""Passes: weights as indices into a dictionary of values (paper 003)."""

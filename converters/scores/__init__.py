@@ -1,0 +1,1 @@
+"""What turns similarities into decisions: calibration, fusion, learnt back ends."""

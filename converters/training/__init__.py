@@ -1,0 +1,1 @@
+"""Train the face, voice and landmark networks from data."""

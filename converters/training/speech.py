@@ -1,0 +1,203 @@
+"""Speech for training: loading, splitting, augmenting, and log-mel by the runtime's own code."""
+
+from __future__ import annotations
+
+import zipfile
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from edgeid.converters.training.faces import is_calibration
+from edgeid.runtime.audio import Samples, load_audio, resample
+from edgeid.runtime.errors import DataError
+from edgeid.runtime.logmel import log_mel
+from edgeid.runtime.voice import VoiceSpec, keep_speech, normalise_windows, speech_activity
+
+SPEEDS = (1.0, 0.9, 1.1)  # the two others make new speakers of every speaker
+SHORTEST = 0.2  # seconds of speech an utterance must have to be trained on
+
+
+@dataclass(frozen=True)
+class SpeechSet:
+    """Trimmed utterances of every speaker, float32 at the model's rate."""
+
+    speakers: tuple[str, ...]
+    utterances: tuple[tuple[Samples, ...], ...]
+
+    def split(self) -> tuple[SpeechSet, SpeechSet]:
+        """Training speakers and calibration speakers; nobody is in both."""
+        parts = []
+        for wanted in (False, True):
+            keep = [i for i, name in enumerate(self.speakers) if is_calibration(name) == wanted]
+            parts.append(
+                SpeechSet(
+                    tuple(self.speakers[i] for i in keep), tuple(self.utterances[i] for i in keep)
+                )
+            )
+        return parts[0], parts[1]
+
+    @cached_property
+    def weights(self) -> NDArray[np.float64]:
+        """How often to draw each speaker: by the square root of the speech there is."""
+        seconds = np.array([sum(len(u) for u in group) for group in self.utterances])
+        root = np.sqrt(seconds)
+        return np.asarray(root / root.sum(), np.float64)
+
+
+def read_speech(archives: list[Path], spec: VoiceSpec) -> SpeechSet:
+    """Read ``set/speaker/nnn.ogg`` members and keep their speech.
+
+    Raises:
+        DataError: an archive is missing or holds no speech.
+        AudioError: a member cannot be decoded.
+    """
+    groups: dict[str, list[Samples]] = defaultdict(list)
+    for archive in archives:
+        if not archive.is_file():
+            raise DataError(f"no speech archive at {archive}")
+        with zipfile.ZipFile(archive) as members:
+            names = sorted(n for n in members.namelist() if not n.endswith("/"))
+            for name in tqdm(names, desc=archive.stem, unit="file"):
+                samples = resample(*load_audio(members.read(name)), spec.rate)
+                speech = keep_speech(samples, speech_activity(samples, spec)[0], spec)
+                if len(speech) >= SHORTEST * spec.rate:
+                    groups[name.rsplit("/", 1)[0]].append(speech)
+    if not groups:
+        raise DataError(f"no speech in {', '.join(map(str, archives))}")
+    speakers = tuple(sorted(groups))
+    return SpeechSet(speakers, tuple(tuple(groups[name]) for name in speakers))
+
+
+def read_noise(archive: Path, spec: VoiceSpec) -> tuple[Samples, ...]:
+    """Noise clips at the model's rate, each at least one second and not silent."""
+    with zipfile.ZipFile(archive) as members:
+        clips = [
+            resample(*load_audio(members.read(name)), spec.rate)
+            for name in sorted(members.namelist())
+            if not name.endswith("/")
+        ]
+    return tuple(c for c in clips if len(c) >= spec.rate and np.abs(c).max() > 1e-3)
+
+
+@dataclass(frozen=True)
+class SpeechSampler:
+    """Draws augmented training windows; ``draw`` depends on its generator alone."""
+
+    speech: SpeechSet
+    noise: tuple[Samples, ...]
+    spec: VoiceSpec
+
+    @property
+    def classes(self) -> int:
+        """Speakers times speeds."""
+        return len(self.speech.speakers) * len(SPEEDS)
+
+    def draw(
+        self, count: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """``count`` windows (count, 1, frames, mels) and the classes of their speakers."""
+        speakers = rng.choice(len(self.speech.speakers), count, p=self.speech.weights)
+        speeds = rng.choice(len(SPEEDS), count, p=(0.5, 0.25, 0.25))
+        waves = np.stack(
+            [
+                self._augment(self._take(speaker, SPEEDS[speed], rng), rng)
+                for speaker, speed in zip(speakers, speeds, strict=True)
+            ]
+        )
+        features = log_mel(waves, self.spec)
+        for window in features:
+            _colour(window, rng)
+        windows = normalise_windows(features, self.spec)
+        for window in windows:
+            _mask(window[0], rng)
+        return windows, speakers + speeds * len(self.speech.speakers)
+
+    def _take(self, speaker: int, speed: float, rng: np.random.Generator) -> Samples:
+        """A stretch of speech as long as a window, played at ``speed``."""
+        utterances = self.speech.utterances[speaker]
+        length = int(self.spec.window_samples * speed) + 1
+        clip = utterances[rng.integers(len(utterances))]
+        while len(clip) < length and rng.random() < 0.5:  # else the same words are repeated
+            clip = np.concatenate([clip, utterances[rng.integers(len(utterances))]])
+        if len(clip) < length:
+            clip = np.resize(clip, length)
+        start = rng.integers(len(clip) - length + 1)
+        clip = clip[start : start + length]
+        if speed != 1.0:
+            clip = np.interp(
+                np.arange(self.spec.window_samples) * speed, np.arange(length), clip
+            ).astype(np.float32)
+        return clip[: self.spec.window_samples]
+
+    def _augment(self, wave: Samples, rng: np.random.Generator) -> Samples:
+        if rng.random() < 0.35:
+            wave = reverberate(wave, self.spec.rate, rng)
+        if rng.random() < 0.15:
+            wave = band_limit(wave, self.spec.rate, rng)
+        if rng.random() < 0.6:
+            noise = self.noise[rng.integers(len(self.noise))]
+            wave = mix(wave, _stretch(noise, len(wave), rng), rng.uniform(3, 25))
+        if rng.random() < 0.1:
+            other = self._take(int(rng.integers(len(self.speech.speakers))), 1.0, rng)
+            wave = mix(wave, other, rng.uniform(10, 25))
+        if rng.random() < 0.05:  # overdriven
+            wave = np.clip(wave * rng.uniform(1, 3) / np.abs(wave).max(), -1, 1)
+        return wave
+
+
+def mix(wave: Samples, noise: Samples, snr: float) -> Samples:
+    """Add ``noise`` at a signal-to-noise ratio of ``snr`` dB."""
+    signal_power, noise_power = np.mean(wave**2), np.mean(noise**2)
+    gain = np.sqrt(signal_power / (noise_power + 1e-12)) * 10 ** (-snr / 20)
+    return (wave + np.float32(gain) * noise).astype(np.float32)
+
+
+def _stretch(noise: Samples, length: int, rng: np.random.Generator) -> Samples:
+    return np.resize(np.roll(noise, -int(rng.integers(len(noise)))), length)
+
+
+def reverberate(wave: Samples, rate: int, rng: np.random.Generator) -> Samples:
+    """Convolve with a synthetic room: a direct path and exponentially decaying noise."""
+    decay_time = rng.uniform(0.1, 0.6)  # RT60 in seconds
+    time = np.arange(int(decay_time * rate * 0.7)) / rate
+    tail = rng.standard_normal(len(time)) * np.exp(-6.9 * time / decay_time)
+    delay = int(rng.uniform(0.001, 0.01) * rate)
+    tail[:delay] = 0
+    tail *= rng.uniform(0.2, 1.0) / (np.sqrt((tail**2).sum()) + 1e-9)
+    tail[0] = 1.0
+    size = len(wave) + len(tail)
+    spectrum = np.fft.rfft(wave, size) * np.fft.rfft(tail.astype(np.float32), size)
+    return np.fft.irfft(spectrum, size)[: len(wave)].astype(np.float32)
+
+
+def band_limit(wave: Samples, rate: int, rng: np.random.Generator) -> Samples:
+    """A telephone or a cheap microphone: cut below 50-300 Hz and above 3.2-6 kHz."""
+    spectrum = np.fft.rfft(wave)
+    hertz = np.linspace(0, rate / 2, len(spectrum))
+    low, high = rng.uniform(50, 300), rng.uniform(3200, 6000)
+    response = 1 / (1 + (low / np.maximum(hertz, 1)) ** 4) / (1 + (hertz / high) ** 12)
+    return np.fft.irfft(spectrum * response, len(wave)).astype(np.float32)
+
+
+def _colour(decibels: NDArray[np.float32], rng: np.random.Generator) -> None:
+    """Another microphone: a smooth random curve over frequency, added in place."""
+    if rng.random() < 0.7:
+        knots = rng.normal(0, rng.uniform(0.5, 4), 6)
+        bands = decibels.shape[1]
+        decibels += np.interp(np.linspace(0, 5, bands), np.arange(6), knots).astype(np.float32)
+
+
+def _mask(window: NDArray[np.float32], rng: np.random.Generator) -> None:
+    """Blank a band and a stretch of time (SpecAugment, Park et al. 2019), in place."""
+    frames, bands = window.shape
+    if rng.random() < 0.5:
+        width, start = rng.integers(1, 12), rng.integers(bands - 12)
+        window[:, start : start + width] = 0
+    if rng.random() < 0.5:
+        width, start = rng.integers(1, 16), rng.integers(frames - 16)
+        window[start : start + width] = 0

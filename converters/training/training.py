@@ -1,0 +1,225 @@
+"""Train the face and the voice network: seeds, progress, checkpoints, resumption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from edgeid.converters.networks.cnn20 import CNN20, settle_statistics
+from edgeid.converters.training.checkpoint import Checkpoint, CNN20Objective, Objective
+from edgeid.converters.training.faces import augment, data_directory, read_faces
+from edgeid.converters.training.margin import MarginSoftmax
+from edgeid.converters.training.speech import SpeechSampler, read_noise, read_speech
+from edgeid.converters.training.teacher import OnnxTeacher, label_view
+from edgeid.runtime.voice import VoiceSpec
+
+FACE_MEAN, FACE_SCALE = 127.5, 1 / 128
+FACE_LEFT, FACE_WIDTH = 8, 96  # the columns of a 112x112 crop that the network sees
+
+Batch = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How long and how fast.
+
+    Attributes:
+        steps: optimiser steps of the one-cycle schedule.
+        batch: samples a step.
+        rate: peak learning rate.
+        seed: of weights, sampling and augmentation.
+        threads: of torch; 2 collapse when anything else uses the cores.
+        save_every: steps between checkpoints.
+        start: a finished checkpoint whose network and heads are trained further, at the full
+            margin; None starts from random weights.
+    """
+
+    steps: int = 2000
+    batch: int = 128
+    rate: float = 0.2
+    seed: int = 1
+    threads: int = 1
+    save_every: int = 100
+    start: Path | None = None
+
+
+FACE_OPTIONS = TrainOptions(rate=0.2)
+VOICE_OPTIONS = TrainOptions(rate=0.1)
+
+
+class FaceObjective(CNN20Objective):
+    """Regression of the teacher's embeddings, plus a margin softmax on identities.
+
+    ``1 - cos`` to the teacher, five times the squared error of the batch's similarity
+    matrix (as in paper 001's spirit, on embeddings in place of log-probabilities), and a
+    lightly weighted AAM softmax on the crops whose identity has several.
+    """
+
+    def __init__(self, width: float, dim: int, classes: int) -> None:
+        super().__init__()
+        self.network = CNN20(width, dim)
+        self.head = MarginSoftmax(dim, classes)
+
+    def loss(self, batch: Batch, progress: float) -> Tensor:
+        x, target, label = batch  # label -1: no identity loss
+        embedding = self.network(x).float()
+        unit = functional.normalize(embedding)
+        cosine = 1 - (unit * target).sum(1).mean()
+        structure = ((unit @ unit.T - target @ target.T) ** 2).mean()
+        loss = cosine + 5 * structure
+        known = label >= 0
+        if known.any():
+            loss = loss + 0.02 * self.head(embedding[known], label[known], min(1, 2 * progress))
+        return loss
+
+
+class VoiceObjective(CNN20Objective):
+    """Margin softmax over all training speakers, the margin rising over the first half."""
+
+    def __init__(self, width: float, dim: int, classes: int) -> None:
+        super().__init__()
+        self.network = CNN20(width, dim, average_time=True)
+        self.head = MarginSoftmax(dim, classes)
+
+    def loss(self, batch: Batch, progress: float) -> Tensor:
+        x, label = batch
+        return self.head(self.network(x), label, min(1, 2 * progress))  # type: ignore[no-any-return]
+
+
+def train_face(
+    out: Path,
+    options: TrainOptions,
+    *,
+    width: float = 0.5,
+    dim: int = 128,
+    views: int = 5,
+    data: Path | None = None,
+    teacher: Path | None = None,
+    work: Path = Path("work"),
+) -> Path:
+    """Train a face CNN-20 from ``faces/train.zip`` and a teacher; write a checkpoint to ``out``.
+
+    A checkpoint already at ``out`` is resumed. The calibration people are left out.
+
+    Raises:
+        DataError: data, teacher or checkpoint is missing or does not fit.
+    """
+    data = data or data_directory()
+    teacher = teacher or data.parent / "models" / "mobilefacenet.onnx"
+    faces, _ = read_faces(data / "faces" / "train.zip").split()
+    source = OnnxTeacher(teacher, options.threads)
+    labelled = [label_view(faces, source, number, work / "teacher") for number in range(views)]
+    counts = np.bincount(faces.labels)
+    classes = np.flatnonzero(counts >= 3)
+    renumbered = np.full(len(counts), -1)
+    renumbered[classes] = np.arange(len(classes))
+
+    # A network that is trained further sees more of what it will see in use.
+    plain, strength = (0.4, 0.5) if options.start else (0.0, 1.0)
+
+    def draw(rng: np.random.Generator) -> Batch:
+        index = rng.integers(len(faces.crops), size=options.batch)
+        chosen = rng.integers(views, size=options.batch)
+        if plain:
+            chosen[rng.random(options.batch) < plain] = 0
+        pairs = list(zip(index, chosen, strict=True))
+        crops = np.stack([augment(labelled[v].crops[i], rng, strength) for i, v in pairs])
+        targets = np.stack([labelled[v].targets[i] for i, v in pairs])
+        # Views may be blends of two people: only the plain crop carries its identity.
+        label = np.where(chosen == 0, renumbered[faces.labels[index]], -1)
+        return face_input(crops), torch.from_numpy(targets), torch.from_numpy(label)
+
+    torch.manual_seed(options.seed)
+    objective = FaceObjective(width, dim, len(classes))
+    return train(objective, draw, options, out, "face")
+
+
+def face_input(crops: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
+    """(N, 112, 112) uint8 -> (N, 1, 112, 96) float32 as the model file prescribes."""
+    columns = crops[:, None, :, FACE_LEFT : FACE_LEFT + FACE_WIDTH]
+    return (torch.from_numpy(np.ascontiguousarray(columns)).float() - FACE_MEAN) * FACE_SCALE
+
+
+def train_voice(
+    out: Path,
+    options: TrainOptions,
+    *,
+    width: float = 0.5,
+    dim: int = 128,
+    data: Path | None = None,
+    spec: VoiceSpec | None = None,
+) -> Path:
+    """Train a speaker CNN-20 from ``speech/train_*.zip``; write a checkpoint to ``out``.
+
+    A checkpoint already at ``out`` is resumed. The calibration speakers are left out.
+
+    Raises:
+        DataError: data or checkpoint is missing or does not fit.
+    """
+    data, spec = data or data_directory(), spec or VoiceSpec()
+    folder = data / "speech"
+    archives = [folder / "train_sentences.zip", folder / "train_words.zip"]
+    speech, _ = read_speech(archives, spec).split()
+    sampler = SpeechSampler(speech, read_noise(folder / "noise.zip", spec), spec)
+
+    def draw(rng: np.random.Generator) -> Batch:
+        windows, labels = sampler.draw(options.batch, rng)
+        return torch.from_numpy(windows), torch.from_numpy(labels)
+
+    torch.manual_seed(options.seed)
+    return train(VoiceObjective(width, dim, sampler.classes), draw, options, out, "voice")
+
+
+def train(
+    objective: Objective,
+    draw: Callable[[np.random.Generator], Batch],
+    options: TrainOptions,
+    out: Path,
+    title: str,
+) -> Path:
+    """Train ``objective`` on batches from ``draw``, with checkpoints at ``out``; resumes them.
+
+    Each step draws from a generator of its own, seeded by the step: a resumed training sees
+    what an unbroken one would have seen.
+    """
+    torch.set_num_threads(options.threads)
+    objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.SGD(
+        objective.parameters(), options.rate, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, options.rate, total_steps=options.steps, pct_start=0.15
+    )
+    checkpoint = Checkpoint(out, objective, optimiser, schedule)
+    first = checkpoint.resume()
+    if first == 0 and options.start is not None:
+        checkpoint.start_from(options.start)
+    bar = tqdm(range(first, options.steps), initial=first, total=options.steps, desc=title)
+    smooth = 0.0
+    for step in bar:
+        batch = draw(np.random.default_rng((options.seed, step)))
+        objective.train()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = objective.loss(batch, 1.0 if options.start else step / options.steps)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(objective.parameters(), 5.0)
+        optimiser.step()
+        schedule.step()
+        smooth = loss.item() if step == first else 0.98 * smooth + 0.02 * loss.item()
+        bar.set_postfix(loss=f"{smooth:.4f}")
+        if (step + 1) % options.save_every == 0 and step + 1 < options.steps:
+            checkpoint.save(step + 1)
+    if first < options.steps:
+        seeds = [(options.seed, options.steps + i) for i in range(20)]
+        settle_statistics(objective.network, [draw(np.random.default_rng(s))[0] for s in seeds])
+        checkpoint.save(options.steps)
+    return out
