@@ -240,7 +240,10 @@ def _plain(value: Any) -> float | int | str:
 
 def _keys(passes: Sequence[Pass], graph: Graph, context: Context) -> list[str]:
     """For each pass a name of all that its result depends on."""
-    arrays = {**context.samples, **{f"labels/{k}": v for k, v in context.labels.items()}}
+    arrays: dict[str, NDArray[Any]] = {
+        **context.samples,
+        **{f"labels/{k}": v for k, v in context.labels.items()},
+    }
     key = graph_key(graph, arrays, context.seed)
     keys = []
     for number, step in enumerate(passes, 1):

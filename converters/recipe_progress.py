@@ -109,7 +109,7 @@ def _report(value: dict[str, Any]) -> PassReport:
     return PassReport(**value | {"lines": tuple(value["lines"]), "resumed": True})
 
 
-def graph_key(graph: Graph, samples: Mapping[str, FloatArray], seed: int) -> str:
+def graph_key(graph: Graph, samples: Mapping[str, np.ndarray[Any, Any]], seed: int) -> str:
     """SHA-256 over layers, weights as stored, samples and seed."""
     digest = hashlib.sha256(json.dumps([graph_to_dict(graph), seed], sort_keys=True).encode())
     for name in sorted(graph.tensors):
