@@ -1,41 +1,34 @@
-"""Two trained networks -> one ``.edgeid`` file: load, encode, prove, calibrate, write, verify."""
+"""Two trained networks -> one ``.edgeid`` file: load, compress, prove, calibrate, write, verify."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
 
-from edgeid.converters.graphs.torch_graph import export_torch
-from edgeid.converters.networks.cnn20 import INPUT_SHAPE
-from edgeid.converters.onnx_import.model import import_onnx
-from edgeid.converters.scores.calibration import CalibrationOptions, calibrate
-from edgeid.converters.training.checkpoint import load_network
-from edgeid.converters.training.faces import read_faces
-from edgeid.converters.training.landmarks import load_landmarks
-from edgeid.converters.training.speech import SpeechSet, read_speech
-from edgeid.converters.training.training import FACE_LEFT, FACE_MEAN, FACE_SCALE, FACE_WIDTH
-from edgeid.runtime.encoding import Tensor, encode_float16, encode_int8
+from edgeid.converters.compression import Compressed, Limits, compress
+from edgeid.converters.model_scores import Scoring, score_model
+from edgeid.converters.named_recipes import Ladder, named_ladder
+from edgeid.converters.network_files import Networks, face_spec
+from edgeid.converters.people import People
+from edgeid.converters.quantisation.encode import Encode, Weights
+from edgeid.converters.recipe import Context, recipe_to_json, stored_bytes
+from edgeid.converters.report.steps import Judge
 from edgeid.runtime.engine import make_engine
-from edgeid.runtime.errors import DataError, GraphError
+from edgeid.runtime.errors import DataError, ModelError
 from edgeid.runtime.face import FaceSpec
 from edgeid.runtime.format import ModelFile, write_model
 from edgeid.runtime.golden import make_golden
 from edgeid.runtime.graph import Graph, merge_graphs
-from edgeid.runtime.model import FACE, LANDMARKS, VOICE, Model
+from edgeid.runtime.model import FACE, VOICE, Model
 from edgeid.runtime.score import Calibration
-from edgeid.runtime.voice import VoiceSpec, cut_windows
+from edgeid.runtime.voice import VoiceSpec
 
 GOLDEN_SEEDS = (1, 2)
-ENCODERS: dict[str, Callable[[NDArray[np.float32]], Tensor]] = {
-    "float16": encode_float16,
-    "int8": encode_int8,
-}
+RESERVE = 24 * 1024  # bytes of a file for golden vectors, calibration and what else is no graph
 
 
 @dataclass(frozen=True)
@@ -43,18 +36,29 @@ class ConvertOptions:
     """How a model file is made.
 
     Attributes:
-        weights: "float16" or "int8" (one scale an output channel).
-        data: folder with ``faces/`` and ``speech/``; its calibration people, who took no
-            part in training, give thresholds and score fusion. None: the file has no
-            calibration, and embeds but cannot decide.
+        ladder: recipes to choose from; the landmark network takes no part in them.
+        limits: what the face and voice networks have to keep to; the budget is of the whole
+            file.
+        weights: how the landmark network is stored, see ``Encode``.
+        scoring: see ``score_model``.
+        calibrated: whether to give the model thresholds and score fusion, by the people who
+            were held out. Without them it embeds but cannot decide.
+        samples: of each network that passes work with, at most.
+        seed, threads: see ``Context``.
         card: who trained it on what, and the terms.
         version: counts up with each release of a model.
         face: preprocessing of faces; None chooses it by the network's input channels.
         voice: preprocessing of voices.
     """
 
-    weights: str = "float16"
-    data: Path | None = None
+    ladder: Ladder = field(default_factory=lambda: named_ladder("plain"))
+    limits: Limits = field(default_factory=Limits)
+    weights: Weights = "float16"
+    scoring: Scoring = "cosine"
+    calibrated: bool = True
+    samples: int = 6000
+    seed: int = 1
+    threads: int = 1
     card: dict[str, Any] | None = None
     version: int = 1
     face: FaceSpec | None = None
@@ -69,6 +73,7 @@ class ConvertReport:
     size: int
     parameters: dict[str, int]
     calibration: Calibration | None
+    compressed: Compressed
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -76,134 +81,143 @@ class ConvertReport:
             "out": str(self.out),
             "bytes": self.size,
             "parameters": self.parameters,
+            "recipe": recipe_to_json(self.compressed.recipe),
+            "drops": self.compressed.drops,
+            "tried": list(self.compressed.tried),
+            "passes": [step.report.to_dict() for step in self.compressed.steps if step.report],
             "calibration": self.calibration.to_dict() if self.calibration else None,
         }
 
     def lines(self) -> list[str]:
         """For people."""
-        lines = [f"wrote {self.out}: {self.size:,} bytes"]
+        lines = [f"tried: {line}" for line in self.compressed.tried]
+        for step in self.compressed.steps:
+            lines += step.report.text() if step.report else []
+        lines += [
+            f"{entry}: {drop:+.2f} points of errors"
+            for entry, drop in self.compressed.drops.items()
+        ]
+        lines.append(f"wrote {self.out}: {self.size:,} bytes")
         lines += [f"  {name}: {count:,} weights" for name, count in self.parameters.items()]
         if self.calibration is None:
-            lines.append("  no calibration: give --data with people the networks never saw")
+            lines.append("  no calibration: it can embed, and cannot decide")
         return lines
 
 
 def convert(
-    face: Path,
-    voice: Path,
-    landmarks: Path | None,
+    networks: Networks,
     out: Path,
     options: ConvertOptions | None = None,
+    people: People | None = None,
+    judge: Judge | None = None,
+    work: Path | None = None,
 ) -> ConvertReport:
     """Bring trained networks into one model file, and check the file.
 
     Args:
-        face, voice: checkpoints of ``train_face`` and ``train_voice``, or ONNX files whose
-            input fits the preprocessing (faces: N x 1 or 3 x 112 x 112).
-        landmarks: checkpoint of ``train_landmarks``; None: the model takes aligned crops only.
+        networks: see ``load_networks``.
+        people: whose faces and voices passes learn from, and, held out, give thresholds. A
+            plain conversion without calibration needs none.
+        judge: measures a graph on held-out people, for ``limits.max_drop``.
+        work: folder of finished passes, from which an interrupted run goes on; None: one
+            beside ``out``, which is removed when the file is written.
 
     Raises:
-        DataError: a network or the data is missing.
-        GraphError: a network does not fit its preprocessing, or holds operators that are
-            not supported.
-        CalibrationError: there are too few calibration people.
+        DataError: people are missing, or the limits cannot be kept.
+        GraphError: a network does not fit its preprocessing, or a pass.
+        CalibrationError: there are too few people held out.
         ModelError: the file cannot be written; a file at ``out`` is left as it was.
     """
     options = options or ConvertOptions()
-    graphs = {FACE: load_graph(face, FACE), VOICE: load_graph(voice, VOICE)}
+    if options.calibrated and people is None:
+        raise DataError("no people to calibrate with: give faces and voices, or no calibration")
+    _check_folder(out)
+    folder = work or work_folder(out)
+    pair, limits = networks.pair(), options.limits
+    landmarks = _encoded(networks.landmarks, options.weights) if networks.landmarks else None
+    if limits.budget is not None:
+        limits = replace(limits, budget=graph_budget(limits.budget, networks, options.weights))
+    compressed = compress(pair, options.ladder, _context(people, options, folder), limits, judge)
+    graph = compressed.graph
     if landmarks is not None:
-        graphs[LANDMARKS] = export_torch(load_landmarks(landmarks), (1, 96, 96), LANDMARKS)
-    graph = encode_weights(merge_graphs(**graphs), options.weights)
-    engine = make_engine(graph, "onnxruntime")
-    model = Model(
-        ModelFile(
-            graph=graph,
-            face=(options.face or face_spec(graphs[FACE])).to_dict(),
-            voice=options.voice.to_dict(),
-            golden=[make_golden(engine, graph, name, s) for name in graphs for s in GOLDEN_SEEDS],
-            card=options.card or {},
-            recipe=[{"pass": "encode", "weights": options.weights}],
-            model_version=options.version,
-        )
-    )
-    scores = calibrate_model(model, options.data) if options.data is not None else None
+        graph = _joined(graph, merge_graphs(landmarks=landmarks))
+    model = Model(_file(graph, networks, compressed, options))
+    scores = None
+    if options.calibrated and people is not None:
+        scores = score_model(model, people, options.scoring)
     file = replace(model.file, calibration=scores.to_dict() if scores else {})
     size = write_model(file, out)
     Model.load(out)  # what was written can be read, and still answers the same
-    counts = {name: _count(one) for name, one in graphs.items()}
-    return ConvertReport(out, size, counts, scores)
+    if work is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    counts = {FACE: _count(networks.face), VOICE: _count(networks.voice)}
+    return ConvertReport(out, size, counts, scores, compressed)
 
 
-def load_graph(path: Path, entry: str) -> Graph:
-    """A network from a training checkpoint or an ONNX file."""
-    if not path.is_file():
-        raise DataError(f"no {entry} network at {path}")
-    if path.suffix == ".onnx":
-        return import_onnx(path, entry)
-    network = load_network(path)
-    if network.average_time != (entry == VOICE):
-        raise GraphError(f"{path} does not hold a {entry} network: are the two swapped?")
-    return export_torch(network, INPUT_SHAPE, entry)
+def work_folder(out: Path) -> Path:
+    """Where a conversion to ``out`` keeps what it has finished."""
+    return out.with_name(f"{out.name}.work")
 
 
-def face_spec(graph: Graph) -> FaceSpec:
-    """Preprocessing for our own grey network, or for one that takes RGB in 0..255."""
-    shape = graph.entry(FACE).shape
-    if shape == INPUT_SHAPE:
-        crop = (0, FACE_LEFT, 112, FACE_WIDTH)
-        return FaceSpec(channels=1, crop=crop, mean=FACE_MEAN, scale=FACE_SCALE)
-    if shape[0] in (1, 3) and shape[1:] == (112, 112):
-        return FaceSpec(channels=shape[0], crop=(0, 0, 112, 112), mean=0.0, scale=1.0)
-    raise GraphError(
-        f"the face network takes {shape}: (1, 112, 96), (1, 112, 112) or (3, 112, 112) is needed"
+def graph_budget(budget: int, networks: Networks, weights: Weights = "float16") -> int:
+    """Bytes of a file's budget that are left for the graph of face and voice.
+
+    Raises DataError where nothing is left.
+    """
+    taken = RESERVE
+    if networks.landmarks is not None:
+        taken += stored_bytes(_encoded(networks.landmarks, weights))
+    if budget <= taken:
+        raise DataError(
+            f"a budget of {budget:,} bytes: landmarks, golden vectors and calibration alone take "
+            f"{taken:,}"
+        )
+    return budget - taken
+
+
+def _context(people: People | None, options: ConvertOptions, work: Path) -> Context:
+    if people is None:
+        return Context({}, work, options.seed, options.threads)
+    inputs = people.training(options.samples)
+    return Context(inputs.samples, work, options.seed, options.threads, labels=inputs.labels)
+
+
+def _encoded(graph: Graph, weights: Weights) -> Graph:
+    return Encode(weights).call(graph, Context({}, Path())).graph
+
+
+def _joined(graph: Graph, other: Graph) -> Graph:
+    joined = Graph(
+        (*graph.entries, *other.entries),
+        (*graph.layers, *other.layers),
+        {**graph.tensors, **other.tensors},
+        {**graph.scales, **other.scales},
+    )
+    joined.validate()
+    return joined
+
+
+def _file(
+    graph: Graph, networks: Networks, compressed: Compressed, options: ConvertOptions
+) -> ModelFile:
+    """The model file without calibration."""
+    engine = make_engine(graph, "onnxruntime")
+    names = [entry.name for entry in graph.entries]
+    return ModelFile(
+        graph=graph,
+        face=(options.face or face_spec(networks.face)).to_dict(),
+        voice=options.voice.to_dict(),
+        golden=[make_golden(engine, graph, name, s) for name in names for s in GOLDEN_SEEDS],
+        card=options.card or {},
+        recipe=recipe_to_json(compressed.recipe),
+        model_version=options.version,
     )
 
 
-def encode_weights(graph: Graph, weights: str) -> Graph:
-    """Store matrices and kernels compactly; vectors (biases, slopes) stay float32."""
-    if weights not in ENCODERS:
-        raise DataError(f"weights cannot be stored as {weights!r}: {', '.join(ENCODERS)}")
-    tensors = {
-        name: ENCODERS[weights](tensor.decode()) if len(tensor.shape) > 1 else tensor
-        for name, tensor in graph.tensors.items()
-    }
-    return replace(graph, tensors=tensors)
-
-
-def calibrate_model(model: Model, data: Path) -> Calibration:
-    """Measure the scores of people who took no part in training (METHODS: never development)."""
-    _, faces = read_faces(data / "faces" / "train.zip").split()
-    embedded = model.embed_aligned(faces.crops)
-    by_face = {name: embedded[faces.labels == index] for index, name in enumerate(faces.identities)}
-    assert model.voice_spec is not None
-    archives = [data / "speech" / "train_sentences.zip"]
-    _, speech = read_speech(archives, model.voice_spec).split()
-    by_voice = one_set(embed_speakers(model, speech, model.voice_spec))
-    return calibrate(by_face, by_voice, options=CalibrationOptions(probes=9))
-
-
-def one_set(embedded: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """The speakers of the set (the part of the name before "/") with the most comparisons.
-
-    Speakers of different sets differ in room, microphone and accent too. Comparing them would
-    make impostors look easier to tell apart than the users of one device are.
-    """
-    sets = {name.partition("/")[0] for name in embedded}
-    groups = [{n: e for n, e in embedded.items() if n.startswith(f"{s}/")} for s in sorted(sets)]
-    return max(groups, key=lambda group: len(group) * sum(map(len, group.values())))
-
-
-def embed_speakers(
-    model: Model, speech: SpeechSet, spec: VoiceSpec
-) -> dict[str, NDArray[np.float32]]:
-    """Embeddings (n, d) of every speaker's utterances that are long enough to decide on."""
-    embedded = {}
-    groups = zip(speech.speakers, speech.utterances, strict=True)
-    for name, utterances in tqdm(groups, total=len(speech.speakers), desc="calibration speakers"):
-        long = [u for u in utterances if len(u) >= spec.min_speech * spec.rate]
-        if long:
-            embedded[name] = np.stack([model.embed_windows(cut_windows(u, spec)) for u in long])
-    return embedded
+def _check_folder(out: Path) -> None:
+    """Better to know before the work of hours than after it."""
+    if not out.parent.is_dir():
+        raise ModelError(f"there is no folder {out.parent} to write {out.name} to")
 
 
 def _count(graph: Graph) -> int:

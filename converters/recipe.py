@@ -122,6 +122,8 @@ class Pass(Protocol):
     """One step of a recipe; inherit from it and decorate with ``@dataclass(frozen=True)``."""
 
     name: ClassVar[str]
+    keeps_scales: ClassVar[bool] = False
+    """Whether activation scales that were calibrated before the pass are right after it."""
 
     def requires(self, graph: Graph, context: Context) -> None:
         """Raise GraphError or DataError unless the pass can be run on the graph."""
@@ -256,6 +258,8 @@ def _run(
     step: Pass, graph: Graph, context: Context, original: Mapping[str, FloatArray]
 ) -> tuple[Graph, PassReport]:
     started = time.monotonic()
+    if graph.scales and not step.keeps_scales:
+        raise GraphError("it changes what activation scales were calibrated on: put it before them")
     step.requires(graph, context)
     result = step.call(graph, context)
     _check(graph, result.graph)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from edgeid.runtime.encoding import FloatArray
 from edgeid.runtime.errors import ModelError
 from edgeid.runtime.format import ModelFile, read_model, write_model
 from edgeid.runtime.graph import Graph, graph_to_dict

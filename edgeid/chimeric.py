@@ -25,11 +25,11 @@ from edgeid.measurement import (
     score_matrix,
     stack_templates,
 )
-from edgeid.members import Members
 from edgeid.protocol import Person, read_people
 from edgeid.report import Report, ScoreReport
 from edgeid.roc import Array, Trials
 from edgeid.runtime.errors import DataError
+from edgeid.runtime.members import Members
 from edgeid.runtime.score import MODALITIES, Backend, Calibration, Kind
 
 

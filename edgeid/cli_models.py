@@ -1,16 +1,14 @@
-"""The commands about models: train, convert, inspect."""
+"""The commands about models: train, inspect."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgeid.command import Commands, Outcome, add_command, convert_extra, data_directory
-from edgeid.runtime.errors import DataError
 
 
 def add_commands(commands: Commands) -> None:
@@ -23,21 +21,6 @@ def add_commands(commands: Commands) -> None:
         ("landmarks", train_landmarks, "the network that finds eyes, nose and mouth"),
     ):
         _add_training(networks, name, run, f"train {noun}")
-    parser = add_command(commands, "convert", convert, "merge trained networks into a model file")
-    network = "a training checkpoint, or an .onnx file"
-    parser.add_argument("--face", type=Path, required=True, help=network)
-    parser.add_argument("--voice", type=Path, required=True, help=network)
-    parser.add_argument("--landmarks", type=Path, help="checkpoint; without, aligned crops only")
-    parser.add_argument("--out", type=Path, required=True, help="the .edgeid file to write")
-    parser.add_argument(
-        "--weights", default="float16", choices=("float16", "int8"), help="how weights are stored"
-    )
-    parser.add_argument("--data", type=Path, help="data to calibrate with (default: EDGEID_DATA)")
-    parser.add_argument(
-        "--no-calibration", action="store_true", help="write a model that cannot decide yet"
-    )
-    parser.add_argument("--card", type=Path, help="JSON file with the model card")
-    parser.add_argument("--model-version", type=int, default=1, help="counts up (default 1)")
     parser = add_command(commands, "inspect", inspect, "say what is in a model file")
     parser.add_argument("model", nargs="?", default="default", help="an .edgeid file")
     parser.add_argument("--card", action="store_true", help="print the model card too")
@@ -104,31 +87,6 @@ def _chosen(defaults: Any, options: argparse.Namespace) -> Any:
 
 def _data(options: argparse.Namespace) -> Path:
     return data_directory() if options.data is None else Path(options.data)
-
-
-def convert(options: argparse.Namespace) -> Outcome:
-    with convert_extra():
-        from edgeid.converters.convert import ConvertOptions
-        from edgeid.converters.convert import convert as run
-
-        chosen = ConvertOptions(
-            weights=options.weights,
-            data=None if options.no_calibration else _data(options),
-            card=_read_card(options.card) if options.card is not None else None,
-            version=options.model_version,
-        )
-        report = run(options.face, options.voice, options.landmarks, options.out, chosen)
-    return Outcome(report.to_dict(), report.lines())
-
-
-def _read_card(path: Path) -> dict[str, Any]:
-    try:
-        card = json.loads(path.read_bytes())
-    except ValueError as error:  # bytes that are no text are one too
-        raise DataError(f"the model card {path} is not JSON: {error}") from error
-    if not isinstance(card, dict):
-        raise DataError(f"the model card {path} is not a JSON object")
-    return card
 
 
 def inspect(options: argparse.Namespace) -> Outcome:

@@ -32,12 +32,12 @@ from edgeid.measurement import (
     score_matrix,
     stack_templates,
 )
-from edgeid.members import Members
 from edgeid.metrics import cross_accuracy, split_accuracy
 from edgeid.protocol import Pair, VoiceTrial, read_enrolment, read_pairs, read_trials
 from edgeid.report import Report, ScoreReport
 from edgeid.roc import Trials
 from edgeid.runtime.errors import DataError
+from edgeid.runtime.members import Members
 from edgeid.runtime.score import Backend, Calibration, similarity_matrix
 
 __all__ = ["evaluate_faces", "evaluate_people", "evaluate_voices"]

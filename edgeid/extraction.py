@@ -9,9 +9,9 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeid.members import Members
 from edgeid.runtime.errors import AudioError, DataError, ImageError, QualityError
 from edgeid.runtime.image import load_image
+from edgeid.runtime.members import Members
 from edgeid.runtime.score import Calibration
 
 CROP_SIZE = 112

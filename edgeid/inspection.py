@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import textwrap
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edgeid.fingerprint import model_fingerprint
 from edgeid.runtime.encoding import Tensor
@@ -31,7 +34,10 @@ class EntrySummary:
 
 @dataclass(frozen=True)
 class EncodingSummary:
-    """The tensors of one encoding: how many, their weights, their bytes in the file."""
+    """The tensors of one encoding: how many, their weights, their bytes in the file.
+
+    What several tensors share, such as codebooks, is in the file once and counts once.
+    """
 
     encoding: str
     tensors: int
@@ -160,9 +166,19 @@ def _encodings(graph: Graph) -> tuple[EncodingSummary, ...]:
         name = str(values.dtype) if tensor.encoding == "dense" and values is not None else ""
         groups.setdefault(name or tensor.encoding, []).append(tensor)
     return tuple(
-        EncodingSummary(name, len(own), sum(map(_weights, own)), sum(t.nbytes for t in own))
+        EncodingSummary(name, len(own), sum(map(_weights, own)), _stored_bytes(own))
         for name, own in sorted(groups.items())
     )
+
+
+def _stored_bytes(tensors: list[Tensor]) -> int:
+    """Bytes of the tensors' parts; equal parts are stored once."""
+    parts = [part for tensor in tensors for part in tensor.parts().values()]
+    sizes = {
+        (p.dtype.str, p.shape, hashlib.sha256(np.ascontiguousarray(p).data).digest()): p.nbytes
+        for p in parts
+    }
+    return sum(sizes.values())
 
 
 def _weights(tensor: Tensor) -> int:

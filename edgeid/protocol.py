@@ -6,8 +6,8 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeid.members import checked_name
 from edgeid.runtime.errors import DataError
+from edgeid.runtime.members import checked_name
 
 MAX_CSV_BYTES = 256 * 2**20
 

@@ -1,28 +1,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
 
+import numpy as np
 import pytest
 
 from edgeid.cli import main
 from edgeid.inspection import inspect_model
+from edgeid.runtime.codebook import make_codebook
 from edgeid.runtime.errors import ModelFormatError
 from edgeid.runtime.format import ModelFile, write_model
-
-
-@dataclass(frozen=True)
-class Report:
-    """Stands for the report of a conversion."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"bytes": 5}
-
-    def lines(self) -> list[str]:
-        return ["wrote 5 bytes"]
+from edgeid.runtime.graph import Entry, Gemm, Graph
 
 
 @pytest.fixture
@@ -61,33 +52,6 @@ def test_training_is_forwarded_with_the_options_given(
     assert (train.call_args.args[1].epochs, train.call_args.args[1].seed) == (2, 7)
 
 
-def test_conversion_is_forwarded(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("torch", reason="converting needs the extra convert")
-    from edgeid.converters import convert as module
-
-    convert = create_autospec(module.convert, return_value=Report())
-    monkeypatch.setattr(module, "convert", convert)
-    card = tmp_path / "card.json"
-    card.write_text('{"terms": "research"}')
-    line = ["convert", "--face", "f.onnx", "--voice", "v.pt", "--out", "m.edgeid"]
-    assert main([*line, "--weights", "int8", "--no-calibration", "--card", str(card)]) == 0
-    assert capsys.readouterr().out == "wrote 5 bytes\n"
-    *paths, options = convert.call_args.args
-    assert paths == [Path("f.onnx"), Path("v.pt"), None, Path("m.edgeid")]
-    assert (options.weights, options.data, options.version) == ("int8", None, 1)
-    assert options.card == {"terms": "research"}
-    monkeypatch.setenv("EDGEID_DATA", str(tmp_path))
-    assert main([*line, "--landmarks", "l.pt", "--json"]) == 0
-    assert convert.call_args.args[2] == Path("l.pt")
-    assert convert.call_args.args[4].data == tmp_path
-    card.write_bytes(b"\xff")
-    capsys.readouterr()
-    assert main([*line, "--card", str(card), "--json"]) == 2
-    assert json.loads(capsys.readouterr().out)["error"]["code"] == "data"
-
-
 def test_summary_counts_what_is_in_the_file(model_path: Path) -> None:
     summary = inspect_model(model_path)
     (entry,) = summary.entries
@@ -102,6 +66,23 @@ def test_summary_counts_what_is_in_the_file(model_path: Path) -> None:
     assert (point.impostors, point.people) == (30_000, 50)
     unsupported = next(p for p in summary.calibration if (p.kind, p.fmr) == ("voice", 1e-4))
     assert unsupported.threshold is None
+
+
+def test_summary_counts_shared_codebooks_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tables = rng.integers(-127, 128, (2, 16, 4), dtype=np.int8)
+    scale = np.ones(2, np.float32)
+    tensors = {
+        name: make_codebook(tables, rng.integers(16, size=(2, 1, 1, 8)), (8, 8), scale * number)
+        for number, name in enumerate("ab", 1)
+    }
+    layers = (Gemm("one", ("x",), "h", "a", None), Gemm("two", ("h",), "y", "b", None))
+    path = tmp_path / "shared.edgeid"
+    write_model(ModelFile(Graph((Entry("face", "x", (8,), "y"),), layers, tensors)), path)
+    (encoding,) = inspect_model(path).encodings
+    assert (encoding.encoding, encoding.tensors, encoding.weights) == ("codebook", 2, 128)
+    indices, scales = 2 * 8 // 2, 2 * 4  # 4 bits each; of each weight
+    assert encoding.bytes == tables.nbytes + 2 * (indices + scales)
 
 
 def test_inspect_prints_a_table_and_on_demand_the_card(

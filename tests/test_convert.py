@@ -11,11 +11,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
-from edgeid.converters.convert import ConvertOptions, convert, encode_weights  # noqa: E402
+from edgeid.converters.convert import ConvertOptions, convert, graph_budget, work_folder  # noqa: E402
+from edgeid.converters.named_recipes import named_ladder  # noqa: E402
+from edgeid.converters.network_files import load_networks  # noqa: E402
 from edgeid.converters.networks.cnn20 import CNN20, settle_statistics  # noqa: E402
 from edgeid.converters.training.landmarks import LandmarkNetwork  # noqa: E402
 from edgeid.converters.training.training import face_input  # noqa: E402
-from edgeid.runtime.errors import CalibrationError, DataError, GraphError  # noqa: E402
+from edgeid.runtime.errors import CalibrationError, DataError, GraphError, ModelError  # noqa: E402
 from edgeid.runtime.model import Model  # noqa: E402
 from edgeid.runtime.voice import VoiceSpec, cut_windows  # noqa: E402
 
@@ -36,12 +38,24 @@ def trained(tmp_path_factory):
     return folder, networks
 
 
+@pytest.fixture(scope="module")
+def networks(trained):
+    folder, _ = trained
+    return load_networks(folder / "face.pt", folder / "voice.pt")
+
+
+def plain(weights="float16", **options):
+    """A conversion that needs nobody's data."""
+    return ConvertOptions(
+        named_ladder("plain", weights), weights=weights, calibrated=False, **options
+    )
+
+
 @pytest.mark.parametrize(("weights", "error"), [("float16", 2e-3), ("int8", 3e-2)])
-def test_the_file_answers_as_the_networks_do(trained, weights, error, tmp_path):
-    folder, networks = trained
+def test_the_file_answers_as_the_networks_do(trained, networks, weights, error, tmp_path):
+    _, modules = trained
     out = tmp_path / "m.edgeid"
-    options = ConvertOptions(weights=weights, card={"name": "test"}, version=3)
-    report = convert(folder / "face.pt", folder / "voice.pt", None, out, options)
+    report = convert(networks, out, plain(weights, card={"name": "test"}, version=3))
     assert report.size == out.stat().st_size
     assert report.calibration is None
     model = Model.load(out, engine="reference")
@@ -50,36 +64,34 @@ def test_the_file_answers_as_the_networks_do(trained, weights, error, tmp_path):
     rng = np.random.default_rng(0)
     crops = rng.integers(0, 255, (3, 112, 112)).astype(np.uint8)
     with torch.no_grad():
-        expected = torch.nn.functional.normalize(networks["face"](face_input(crops)))
+        expected = torch.nn.functional.normalize(modules["face"](face_input(crops)))
         np.testing.assert_allclose(model.embed_aligned(crops), expected, atol=error)
         windows = cut_windows(rng.standard_normal(60000).astype(np.float32), VoiceSpec())
-        mean = networks["voice"](torch.from_numpy(windows)).mean(0)
+        mean = modules["voice"](torch.from_numpy(windows)).mean(0)
         expected = torch.nn.functional.normalize(mean, dim=0)
         np.testing.assert_allclose(model.embed_windows(windows), expected, atol=error)
 
 
-def test_equal_networks_give_equal_bytes(trained, tmp_path):
-    folder, _ = trained
+def test_equal_networks_give_equal_bytes(networks, tmp_path):
     files = [tmp_path / "a.edgeid", tmp_path / "b.edgeid"]
     for out in files:
-        convert(folder / "face.pt", folder / "voice.pt", None, out)
+        convert(networks, out, plain())
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_swapped_networks_are_told(trained, tmp_path):
     folder, _ = trained
     with pytest.raises(GraphError, match="swapped"):
-        convert(folder / "voice.pt", folder / "face.pt", None, tmp_path / "m.edgeid")
+        load_networks(folder / "voice.pt", folder / "face.pt")
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_networks_and_unknown_weights_are_told(trained, tmp_path):
+def test_missing_networks_and_unknown_weights_are_told(trained, networks, tmp_path):
     folder, _ = trained
     with pytest.raises(DataError, match="no face network"):
-        convert(folder / "none.pt", folder / "voice.pt", None, tmp_path / "m.edgeid")
-    options = ConvertOptions(weights="int4")
+        load_networks(folder / "none.pt", folder / "voice.pt")
     with pytest.raises(DataError, match="'int4'"):
-        convert(folder / "face.pt", folder / "voice.pt", None, tmp_path / "m.edgeid", options)
+        convert(networks, tmp_path / "m.edgeid", plain("int4"))
 
 
 def test_an_onnx_face_network_of_a_customer_is_converted(trained, tmp_path):
@@ -98,7 +110,7 @@ def test_an_onnx_face_network_of_a_customer_is_converted(trained, tmp_path):
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
         )  # fmt: skip
     out = tmp_path / "m.edgeid"
-    convert(path, folder / "voice.pt", None, out)
+    convert(load_networks(path, folder / "voice.pt"), out, plain())
     crops = np.random.default_rng(0).integers(0, 255, (2, 112, 112)).astype(np.uint8)
     rgb = torch.from_numpy(crops).float()[:, None].expand(-1, 3, -1, -1)
     with torch.no_grad():
@@ -106,9 +118,8 @@ def test_an_onnx_face_network_of_a_customer_is_converted(trained, tmp_path):
     np.testing.assert_allclose(Model.load(out).embed_aligned(crops), expected, atol=2e-3)
 
 
-def test_vectors_stay_float32(trained, tmp_path):
-    folder, _ = trained
-    convert(folder / "face.pt", folder / "voice.pt", None, tmp_path / "m.edgeid")
+def test_vectors_stay_float32(networks, tmp_path):
+    convert(networks, tmp_path / "m.edgeid", plain())
     tensors = Model.load(tmp_path / "m.edgeid").file.graph.tensors
     kinds = {(len(t.shape) > 1, t.parts()["values"].dtype.name) for t in tensors.values()}
     assert kinds == {(True, "float16"), (False, "float32")}
@@ -119,24 +130,56 @@ def test_landmarks_are_the_third_branch(trained, tmp_path):
     torch.manual_seed(0)
     torch.save(LandmarkNetwork().state_dict(), tmp_path / "l.pt")
     out = tmp_path / "m.edgeid"
-    convert(folder / "face.pt", folder / "voice.pt", tmp_path / "l.pt", out)
+    found = load_networks(folder / "face.pt", folder / "voice.pt", tmp_path / "l.pt")
+    convert(found, out, plain())
     entries = {e.name: e.shape for e in Model.load(out).file.graph.entries}
     assert entries == {"face": (1, 112, 96), "voice": (1, 112, 96), "landmarks": (1, 96, 96)}
 
 
-def test_report_is_json(trained, tmp_path):
-    folder, _ = trained
-    report = convert(folder / "face.pt", folder / "voice.pt", None, tmp_path / "m.edgeid")
+def test_report_is_json(networks, tmp_path):
+    report = convert(networks, tmp_path / "m.edgeid", plain())
     assert json.loads(json.dumps(report.to_dict()))["parameters"]["face"] > 0
     assert "no calibration" in "\n".join(report.lines())
     with pytest.raises(CalibrationError):
         Model.load(tmp_path / "m.edgeid").calibration.threshold("face", 1e-2)
 
 
-def test_encoding_keeps_the_graph(trained, tmp_path):
-    folder, _ = trained
-    convert(folder / "face.pt", folder / "voice.pt", None, tmp_path / "m.edgeid")
-    graph = Model.load(tmp_path / "m.edgeid").file.graph
-    again = encode_weights(graph, "int8")
-    assert again.layers == graph.layers
-    assert set(again.tensors) == set(graph.tensors)
+def test_a_finished_conversion_leaves_no_work_behind(networks, tmp_path):
+    convert(networks, tmp_path / "m.edgeid", plain())
+    assert [path.name for path in tmp_path.iterdir()] == ["m.edgeid"]
+    convert(networks, tmp_path / "m.edgeid", plain(), work=tmp_path / "kept")
+    assert [*(tmp_path / "kept").glob("01-encode-*.edgeid")]
+
+
+def test_a_conversion_that_fails_keeps_its_work_and_the_old_file(networks, tmp_path, monkeypatch):
+    out = tmp_path / "m.edgeid"
+    out.write_bytes(b"old")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgeid.converters.convert.make_golden", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(networks, out, plain())
+    assert out.read_bytes() == b"old"
+    assert [*work_folder(out).glob("*.edgeid")]
+    monkeypatch.undo()
+    report = convert(networks, out, plain())
+    assert report.compressed.steps[1].report.resumed
+    assert not work_folder(out).exists()
+
+
+def test_a_folder_that_is_not_there_is_told_before_the_work(networks, tmp_path):
+    with pytest.raises(ModelError, match="no folder"):
+        convert(networks, tmp_path / "none" / "m.edgeid", plain())
+
+
+def test_calibration_needs_people(networks, tmp_path):
+    with pytest.raises(DataError, match="no people"):
+        convert(networks, tmp_path / "m.edgeid", ConvertOptions())
+
+
+def test_a_budget_is_of_the_whole_file(networks):
+    assert graph_budget(1_000_000, networks) == 1_000_000 - 24 * 1024
+    with pytest.raises(DataError, match="alone take 24,576"):
+        graph_budget(24_576, networks)

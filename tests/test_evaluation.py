@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeid.evaluation import evaluate_faces, evaluate_people, evaluate_voices
 from edgeid.extraction import EvaluatedModel
-from edgeid.members import Members
+from edgeid.runtime.members import Members
 from edgeid.metrics import equal_error_rate
 from edgeid.report import Det
 from edgeid.roc import Roc, roc

@@ -43,9 +43,9 @@ def test_crops_are_read_labelled_and_enlarged(tmp_path):
 
 
 def test_missing_empty_and_broken_archives_are_told(tmp_path):
-    with pytest.raises(DataError, match="no face archive"):
+    with pytest.raises(DataError, match="no such zip"):
         read_faces(tmp_path / "none.zip")
-    with pytest.raises(DataError, match="holds no images"):
+    with pytest.raises(DataError, match="holds no files"):
         read_faces(archive(tmp_path / "empty.zip", {}))
     with pytest.raises(DataError, match=r"s/x/1\.jpg is not an image"):
         read_faces(archive(tmp_path / "bad.zip", {"s/x/1.jpg": b"nonsense"}))

@@ -96,7 +96,7 @@ def test_frequent_speakers_are_drawn_more_often_but_not_in_proportion():
 
 
 def test_missing_and_silent_archives_are_told(tmp_path):
-    with pytest.raises(DataError, match="no speech archive"):
+    with pytest.raises(DataError, match="no such zip"):
         read_speech([tmp_path / "none.zip"], SPEC)
     file = io.BytesIO()
     soundfile.write(file, np.zeros(16000, np.float32), 16000, format="WAV")

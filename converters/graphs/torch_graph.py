@@ -177,31 +177,39 @@ def export_torch(module: nn.Module, shape: tuple[int, ...], entry: str = "face")
     """
     modes = {m: m.training for m in module.modules()}
     module.eval()
+    example = torch.zeros(2, *shape, device=_device(module))
+    batch = torch.export.Dim("batch", min=1, max=4096)
     try:
-        model = _exported(module, torch.zeros(2, *shape, device=_device(module)))
+        return exported_graph(module, entry, args=(example,), dynamic_shapes=({0: batch},))
     finally:
         for m, training in modes.items():
             m.training = training
+
+
+def exported_graph(
+    module: nn.Module | torch.export.ExportedProgram, entry: str, **how: Any
+) -> Graph:
+    """A network or an exported program as a graph; raises as ``export_torch`` does.
+
+    Args:
+        module, entry: what is exported, under which name.
+        how: further arguments of ``torch.onnx.export``.
+    """
+    model = _exported(module, **how)
     opset = {o.domain: o.version for o in model.opset_import}.get("", 0)
     if opset != OPSET:  # older exporters stay at 18 and say nothing
         raise EngineError(f"torch exported opset {opset}, asked for {OPSET}")
     return import_onnx(model.SerializeToString(), entry)
 
 
-def _exported(module: nn.Module, example: torch.Tensor) -> Any:
+def _exported(module: nn.Module | torch.export.ExportedProgram, **how: Any) -> Any:
     # it warns that torchvision, which nothing here needs, is not installed
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-    batch = torch.export.Dim("batch", min=1, max=4096)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")  # deprecations inside the exporter itself
             program = torch.onnx.export(
-                module,
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes=({0: batch},),
-                verbose=False,
+                module, dynamo=True, opset_version=OPSET, verbose=False, **how
             )
     except Exception as error:
         raise EngineError(f"torch cannot export {type(module).__name__}: {error}") from error

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from edgeid.runtime.errors import DataError
+from edgeid.runtime.errors import DataError, QualityError
+from edgeid.runtime.members import Members
 
+SIDE = 112  # pixels of an aligned crop
 Crops = NDArray[np.uint8]  # (N, 112, 112)
 CALIBRATION_SHARE = 10  # one identity in ten is kept out of training
 
@@ -48,39 +51,66 @@ class FaceSet:
         renumbered = np.searchsorted(used, self.labels[keep])
         return FaceSet(self.crops[keep], renumbered, tuple(self.identities[i] for i in used))
 
+    @property
+    def labelled(self) -> bool:
+        """Whether it says who is who: crops of one folder are nobody in particular."""
+        return len(self.identities) > 1
+
     def split(self) -> tuple[FaceSet, FaceSet]:
         """Training people and calibration people; no identity is in both."""
         held = np.array([is_calibration(name) for name in self.identities])[self.labels]
         return self.subset(~held), self.subset(held)
 
 
-def read_faces(archive: Path) -> FaceSet:
-    """Read ``set/identity/file.jpg`` members as 112x112 grey crops; smaller ones are enlarged.
+def read_faces(source: Path, read_photo: Callable[[bytes], Crops] | None = None) -> FaceSet:
+    """Faces as 112x112 grey crops, from a folder or zip archive of images.
+
+    The folder that an image lies in is who it shows (``[set/]identity/file.jpg``). Square
+    images of up to 224 pixels are taken for aligned crops, and scaled; others are photos.
+
+    Args:
+        read_photo: finds and aligns the face in a photo. Where it raises QualityError, the
+            photo is left out.
 
     Raises:
-        DataError: the archive is missing or empty, or a member is not an image.
+        DataError: the source is missing or holds no face, a file is no image, or a photo
+            without ``read_photo``.
     """
-    if not archive.is_file():
-        raise DataError(f"no face archive at {archive}")
     crops, names = [], []
-    with zipfile.ZipFile(archive) as members:
-        for member in sorted(members.namelist()):
-            if member.endswith("/"):
-                continue
-            encoded = np.frombuffer(members.read(member), np.uint8)
-            crop = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
-            if crop is None:
-                raise DataError(f"{archive}: {member} is not an image")
-            if crop.shape != (112, 112):
-                crop = cv2.resize(crop, (112, 112), interpolation=cv2.INTER_CUBIC)
-            crops.append(crop)
-            names.append(member.rsplit("/", 1)[0])
+    with Members(source) as members:
+        for member in tqdm(sorted(members.names), desc=source.stem, unit="image", disable=None):
+            crop = _read_crop(members, member, read_photo)
+            if crop is not None:
+                crops.append(crop)
+                names.append(member.rpartition("/")[0])
     if not crops:
-        raise DataError(f"{archive} holds no images")
+        raise DataError(f"no face was found in any image of {source}")
     identities = tuple(sorted(set(names)))
     index = {name: i for i, name in enumerate(identities)}
     labels = np.array([index[name] for name in names], np.int64)
     return FaceSet(np.stack(crops).astype(np.uint8), labels, identities)
+
+
+def _read_crop(
+    members: Members, name: str, read_photo: Callable[[bytes], Crops] | None
+) -> Crops | None:
+    content = members.read(name)
+    crop = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if crop is None:
+        raise DataError(f"{members.path}: {name} is not an image")
+    height, width = crop.shape
+    if height == width <= 2 * SIDE:
+        resized = cv2.resize(crop, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+        return np.asarray(resized if height != SIDE else crop, np.uint8)
+    if read_photo is None:
+        raise DataError(
+            f"{members.path}: {name} is a photo of {width} x {height} pixels; give a landmark "
+            f"network, or aligned crops of {SIDE} x {SIDE}"
+        )
+    try:
+        return read_photo(content)
+    except QualityError:
+        return None
 
 
 def move(crop: Crops, rng: np.random.Generator, shift: float, turn: float, zoom: float) -> Crops:

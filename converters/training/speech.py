@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from edgeid.converters.training.faces import is_calibration
 from edgeid.runtime.audio import Samples, load_audio, resample
 from edgeid.runtime.errors import DataError
 from edgeid.runtime.logmel import log_mel
+from edgeid.runtime.members import Members
 from edgeid.runtime.voice import VoiceSpec, keep_speech, normalise_windows, speech_activity
 
 SPEEDS = (1.0, 0.9, 1.1)  # the two others make new speakers of every speaker
@@ -28,6 +30,11 @@ class SpeechSet:
 
     speakers: tuple[str, ...]
     utterances: tuple[tuple[Samples, ...], ...]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it says who speaks: recordings of one folder are nobody's in particular."""
+        return len(self.speakers) > 1
 
     def split(self) -> tuple[SpeechSet, SpeechSet]:
         """Training speakers and calibration speakers; nobody is in both."""
@@ -49,26 +56,25 @@ class SpeechSet:
         return np.asarray(root / root.sum(), np.float64)
 
 
-def read_speech(archives: list[Path], spec: VoiceSpec) -> SpeechSet:
-    """Read ``set/speaker/nnn.ogg`` members and keep their speech.
+def read_speech(sources: Sequence[Path], spec: VoiceSpec) -> SpeechSet:
+    """The speech in the recordings of folders or zip archives.
+
+    The folder that a recording lies in is who speaks (``[set/]speaker/file.ogg``).
 
     Raises:
-        DataError: an archive is missing or holds no speech.
-        AudioError: a member cannot be decoded.
+        DataError: a source is missing, or there is no speech.
+        AudioError: a file cannot be decoded.
     """
     groups: dict[str, list[Samples]] = defaultdict(list)
-    for archive in archives:
-        if not archive.is_file():
-            raise DataError(f"no speech archive at {archive}")
-        with zipfile.ZipFile(archive) as members:
-            names = sorted(n for n in members.namelist() if not n.endswith("/"))
-            for name in tqdm(names, desc=archive.stem, unit="file"):
+    for source in sources:
+        with Members(source) as members:
+            for name in tqdm(sorted(members.names), desc=source.stem, unit="file", disable=None):
                 samples = resample(*load_audio(members.read(name)), spec.rate)
                 speech = keep_speech(samples, speech_activity(samples, spec)[0], spec)
                 if len(speech) >= SHORTEST * spec.rate:
-                    groups[name.rsplit("/", 1)[0]].append(speech)
+                    groups[name.rpartition("/")[0]].append(speech)
     if not groups:
-        raise DataError(f"no speech in {', '.join(map(str, archives))}")
+        raise DataError(f"no speech in {', '.join(map(str, sources))}")
     speakers = tuple(sorted(groups))
     return SpeechSet(speakers, tuple(tuple(groups[name]) for name in speakers))
 

@@ -40,6 +40,7 @@ class TrainOptions:
         save_every: steps between checkpoints.
         start: a finished checkpoint whose network and heads are trained further, at the full
             margin; None starts from random weights.
+        progress: whether to show a progress bar.
     """
 
     steps: int = 2000
@@ -49,6 +50,7 @@ class TrainOptions:
     threads: int = 1
     save_every: int = 100
     start: Path | None = None
+    progress: bool = True
 
 
 FACE_OPTIONS = TrainOptions(rate=0.2)
@@ -202,7 +204,13 @@ def train(
     first = checkpoint.resume()
     if first == 0 and options.start is not None:
         checkpoint.start_from(options.start)
-    bar = tqdm(range(first, options.steps), initial=first, total=options.steps, desc=title)
+    bar = tqdm(
+        range(first, options.steps),
+        initial=first,
+        total=options.steps,
+        desc=title,
+        disable=not options.progress,
+    )
     smooth = 0.0
     for step in bar:
         batch = draw(np.random.default_rng((options.seed, step)))

@@ -1,0 +1,96 @@
+"""Trained networks out of files: training checkpoints, ONNX files, exported programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeid.converters.graphs.torch_graph import export_torch
+from edgeid.converters.networks.cnn20 import INPUT_SHAPE
+from edgeid.converters.onnx_import.model import import_onnx
+from edgeid.converters.onnx_import.pt2 import import_pt2
+from edgeid.converters.training.checkpoint import load_network
+from edgeid.converters.training.faces import Crops
+from edgeid.converters.training.landmarks import load_landmarks
+from edgeid.converters.training.training import FACE_LEFT, FACE_MEAN, FACE_SCALE, FACE_WIDTH
+from edgeid.runtime.alignment import landmark_input, landmark_points
+from edgeid.runtime.engine import make_engine
+from edgeid.runtime.errors import DataError, GraphError
+from edgeid.runtime.face import FaceFrontEnd, FaceSpec
+from edgeid.runtime.graph import Graph, merge_graphs
+from edgeid.runtime.model import FACE, LANDMARKS, VOICE
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What is converted.
+
+    Attributes:
+        face, voice: one entry each.
+        landmarks: finds eyes, nose and mouth; None: the model takes aligned crops only.
+    """
+
+    face: Graph
+    voice: Graph
+    landmarks: Graph | None = None
+
+    def pair(self) -> Graph:
+        """Face and voice in one graph."""
+        return merge_graphs(face=self.face, voice=self.voice)
+
+    def photo_reader(self, spec: FaceSpec) -> Callable[[bytes], Crops] | None:
+        """What finds and aligns the face in a photo; None without landmarks."""
+        if self.landmarks is None:
+            return None
+        engine = make_engine(self.landmarks, "auto")
+        front_end = FaceFrontEnd(
+            spec, lambda crops: landmark_points(engine.run(LANDMARKS, landmark_input(crops)))
+        )
+        return lambda photo: front_end.read(photo, several="largest").crop
+
+
+def load_networks(face: Path, voice: Path, landmarks: Path | None = None) -> Networks:
+    """Networks from files.
+
+    Args:
+        face, voice: checkpoints of ``train_face`` and ``train_voice``, ONNX files or
+            exported programs (.pt2) whose input fits the preprocessing.
+        landmarks: checkpoint of ``train_landmarks``.
+
+    Raises:
+        DataError: a file is missing or is none of these.
+        GraphError: it holds operators that are not supported, or the two are swapped.
+    """
+    found = load_graph(face, FACE), load_graph(voice, VOICE)
+    points = None
+    if landmarks is not None:
+        points = export_torch(load_landmarks(landmarks), (1, 96, 96), LANDMARKS)
+    return Networks(*found, points)
+
+
+def load_graph(path: Path, entry: str) -> Graph:
+    """A network from a training checkpoint, an ONNX file or an exported program."""
+    if not path.is_file():
+        raise DataError(f"no {entry} network at {path}")
+    if path.suffix == ".onnx":
+        return import_onnx(path, entry)
+    if path.suffix == ".pt2":
+        return import_pt2(path, entry)
+    network = load_network(path)
+    if network.average_time != (entry == VOICE):
+        raise GraphError(f"{path} does not hold a {entry} network: are the two swapped?")
+    return export_torch(network, INPUT_SHAPE, entry)
+
+
+def face_spec(graph: Graph) -> FaceSpec:
+    """Preprocessing for our own grey network, or for one that takes RGB in 0..255."""
+    shape = graph.entry(FACE).shape
+    if shape == INPUT_SHAPE:
+        crop = (0, FACE_LEFT, 112, FACE_WIDTH)
+        return FaceSpec(channels=1, crop=crop, mean=FACE_MEAN, scale=FACE_SCALE)
+    if shape[0] in (1, 3) and shape[1:] == (112, 112):
+        return FaceSpec(channels=shape[0], crop=(0, 0, 112, 112), mean=0.0, scale=1.0)
+    raise GraphError(
+        f"the face network takes {shape}: (1, 112, 96), (1, 112, 112) or (3, 112, 112) is needed"
+    )
