@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from edgeid.converters.codebook import calibration as codebook_calibration  # noqa: E402
 from edgeid.converters.codebook import coding as codebook_coding  # noqa: E402
+from edgeid.converters.codebook import sensitivity as codebook_sensitivity  # noqa: E402
 from edgeid.converters.codebook.calibration import CodebookCalibration, calibrate  # noqa: E402
 from edgeid.converters.codebook.coded_weights import Coding  # noqa: E402
 from edgeid.converters.codebook.coding import code_graph, fit_channels  # noqa: E402
@@ -25,6 +27,7 @@ from edgeid.converters.networks.cnn20 import CNN20, settle_statistics  # noqa: E
 from edgeid.converters.networks.vgg11 import VGG11  # noqa: E402
 from edgeid.converters.recipe import Context, run_recipe  # noqa: E402
 from edgeid.runtime.codebook import Codebook  # noqa: E402
+from edgeid.runtime.encoding import encode_float32  # noqa: E402
 from edgeid.runtime.engine import make_engine  # noqa: E402
 from edgeid.runtime.errors import DataError, GraphError  # noqa: E402
 from edgeid.runtime.format import ModelFile, dump_model  # noqa: E402
@@ -429,3 +432,54 @@ def test_equal_runs_give_equal_files(graph, context):
     files = [dump_model(ModelFile(step.call(graph, work).graph)) for work in works]
     assert files[0] == files[1]
     assert not list(context.work.glob("*/*"))  # nothing is left of what a resumption needs
+
+
+def test_an_interrupted_sensitivity_goes_on_where_it_was(graph, context, monkeypatch):
+    step = SharedCodebooks(budget=60_000, calibration=NO_TRAINING)
+    whole = dump_model(ModelFile(step.call(graph, replace(context, work=context.work / "a")).graph))
+    kept = codebook_sensitivity.coding_choices
+    seen = []
+
+    def interrupted(weights, *rest):
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(next(iter(weights)))
+        return kept(weights, *rest)
+
+    monkeypatch.setattr(codebook_sensitivity, "coding_choices", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        step.call(graph, context)
+    later = []
+    monkeypatch.setattr(
+        codebook_sensitivity,
+        "coding_choices",
+        lambda weights, *rest: (later.append(next(iter(weights))), kept(weights, *rest))[1],
+    )
+    made = step.call(graph, context)
+    assert len(later) == len(pair_layers(graph, ("face", "voice")).pairs) - 3
+    assert not set(later) & set(seen)
+    assert dump_model(ModelFile(made.graph)) == whole
+    assert not (context.work / codebook_sensitivity.KEPT).exists()
+
+
+def test_the_smallest_size_in_the_error_is_one_that_is_met(graph, context):
+    with pytest.raises(DataError, match="file of") as caught:
+        run_recipe([SharedCodebooks(budget=10_000, calibration=NO_TRAINING)], graph, context)
+    least = int(re.search(r"file of (\d+) bytes", str(caught.value)).group(1))
+    made, _ = run_recipe([SharedCodebooks(budget=least, calibration=NO_TRAINING)], graph, context)
+    assert len(dump_model(ModelFile(made))) <= least
+    with pytest.raises(DataError, match="cannot be met"):
+        run_recipe([SharedCodebooks(budget=least - 1)], graph, context)
+
+
+def test_small_vectors_are_half_as_large_unless_they_would_lose(graph, context):
+    made = SharedCodebooks(k=16, r=4, calibration=NO_TRAINING).call(graph, context).graph
+    kinds = {n: t.decode().dtype for n, t in made.tensors.items()}
+    assert set(kinds.values()) == {np.dtype(np.float32)}  # as engines read them
+    stored = {n: t.parts()["values"].dtype for n, t in made.tensors.items() if len(t.shape) == 1}
+    assert set(stored.values()) == {np.dtype(np.float16)}
+    tiny = {"face/layer01.bias": np.full(8, 1e-6, np.float32), "face/layer01.slope": None}
+    tensors = {n: encode_float32(v) for n, v in tiny.items() if v is not None}
+    changed = replace(graph, tensors=graph.tensors | tensors)
+    kept = SharedCodebooks(k=16, r=4, calibration=NO_TRAINING).call(changed, context).graph
+    assert kept.tensors["face/layer01.bias"].parts()["values"].dtype == np.float32

@@ -18,6 +18,12 @@ from edgeid.converters.quantisation.palette import Palette
 from edgeid.converters.recipe import Context, finished_steps, run_recipe
 from edgeid.converters.recipe_progress import PassReport
 from edgeid.converters.report import page
+from edgeid.converters.report.markup import (
+    in_bytes,
+    in_millions,
+    in_percent,
+    in_times,
+)
 from edgeid.converters.report.page import plain_json, write_report
 from edgeid.converters.report.steps import Measured, Rate, Step, measure_steps
 from edgeid.runtime.errors import DataError, ModelError
@@ -65,7 +71,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        self.text += data + " "
 
 
 def judge(graph: Graph) -> dict[str, Rate]:
@@ -178,6 +184,19 @@ def test_names_are_text(measured: Measured, tmp_path: Path) -> None:
     assert json.loads(path.read_text())["title"] == HOSTILE
 
 
+def test_figures_of_layers_become_a_table(measured: Measured, tmp_path: Path) -> None:
+    report = measured.steps[1].report
+    assert report is not None
+    figures: dict[str, float | int | str] = {"index_bytes": 7, "cosine/face": 0.98765}
+    figures |= {"K/a + b": 64, "K/c": 16, "K/d/e": 32}
+    figures |= {"sensitivity/a + b": 0.5, "sensitivity/d/e": 0.1234567}
+    step = replace(measured.steps[1], report=replace(report, figures=figures))
+    one = replace(measured, steps=(measured.steps[0], step), codebooks=(), sensitivity={})
+    found = Page(write_report(tmp_path, one, title="m")[0].read_text())
+    text = found.text.partition("figures of single layers")[2].partition("options")[0]
+    assert " ".join(text.split()) == ("layer K sensitivity a + b 64 0.5 c 16 \u2013 d/e 32 0.1235")
+
+
 def test_least_that_a_report_is_made_of(tmp_path: Path) -> None:
     graph = residual_graph(1, (3, 4), (0, 0), size=16)
     report = PassReport("nothing", {"pass": "nothing"}, (), {}, 1, 0, {}, 0.1)
@@ -191,6 +210,15 @@ def test_least_that_a_report_is_made_of(tmp_path: Path) -> None:
     one = measure_steps(steps[:1], {"face": inputs(1, 16)}, None, progress=False)
     found = Page(write_report(tmp_path, one, title="one")[0].read_text())
     assert "mean cosine" in found.text
+
+
+def test_numbers_for_people() -> None:
+    joined = "\u00a0"
+    sizes = [in_bytes(n).replace(joined, " ") for n in (0, 999, 1234567, 999_999, 2.5e9)]
+    assert sizes == ["0 B", "999 B", "1.23 MB", "1 MB", "2.5 GB"]
+    assert [in_millions(n).replace(joined, " ") for n in (480, 436e6)] == ["480", "436 M"]
+    assert in_percent(0.03125) == f"3.12{joined}%"
+    assert (in_times(10, 3), in_times(99.9, 1), in_times(1, 0)) == ("3.33x", "99.9x", "\u2013")
 
 
 def test_numbers_that_are_none_become_null() -> None:

@@ -15,9 +15,9 @@ from edgeid.converters.report.codebook_use import codebook_use, entropy  # noqa:
 from edgeid.converters.report.costs import layer_costs, measure_size  # noqa: E402
 from edgeid.converters.report.latency import measure_latency  # noqa: E402
 from edgeid.converters.report.layer_sensitivity import layer_sensitivity  # noqa: E402
-from edgeid.converters.report.pareto import pareto_front  # noqa: E402
 from edgeid.converters.report.similarity import compare, embed  # noqa: E402
 from edgeid.converters.report.steps import Rate, Step, measure_steps  # noqa: E402
+from edgeid.converters.report.trade_off import pareto_front  # noqa: E402
 from edgeid.runtime.codebook import make_codebook  # noqa: E402
 from edgeid.runtime.encoding import Tensor, encode_float16, encode_float32  # noqa: E402
 from edgeid.runtime.engine import make_engine  # noqa: E402

@@ -1,0 +1,1 @@
+"""What a recipe did, for people and programs: ``report.html`` and ``report.json``."""
