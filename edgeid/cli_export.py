@@ -18,7 +18,7 @@ _AXES = "(N, channels, height, width) in, (N, ...) out, as in the .edgeid file"
 
 def add_commands(commands: Commands) -> None:
     """Add ``export`` to the parser."""
-    from edgeid.converters.export.model_export import FORMATS
+    from edgeid.converters.export.formats import FORMATS
 
     parser = add_command(commands, "export", export, "write a model as ONNX or TFLite")
     parser.add_argument("model", metavar="MODEL", help='an .edgeid file, or "default"')

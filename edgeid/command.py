@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 DONE, REJECTED, FAILED, INTERRUPTED = 0, 1, 2, 130
 
-_CONVERT_EXTRA = {"torch", "onnx", "onnxscript", "scipy", "tqdm", "matplotlib"}
+_CONVERT_EXTRA = {
+    *("torch", "onnx", "onnxscript", "scipy", "tqdm", "matplotlib"),
+    *("ai_edge_litert", "ai_edge_quantizer", "flatbuffers"),
+}
 
 
 @dataclass(frozen=True)

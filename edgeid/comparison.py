@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgeid.metrics import eer_and_min_dcf, equal_error_rate
 from edgeid.roc import Array, Trials
 from edgeid.runtime.encoding import FloatArray
-from edgeid.runtime.engine import make_engine
+from edgeid.runtime.engine import Engine, make_engine
 from edgeid.runtime.errors import DataError
 from edgeid.runtime.graph import Graph
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Labels = NDArray[np.int64]
 
 MOST = 2000  # samples of an entry
+BATCH = 64  # of them at once
 DRAWS = 300
 IMPOSTORS = 50_000  # that the interval is made of; the EER itself is of all
 
@@ -55,12 +56,17 @@ def make_judge(
         engine = make_engine(graph, "auto", threads)
         there = {entry.name for entry in graph.entries}
         return {
-            name: judge_embeddings(engine.run(name, x), who, seed)
+            name: judge_embeddings(_embed(engine, name, x), who, seed)
             for name, (x, who) in chosen.items()
             if name in there
         }
 
     return judge
+
+
+def _embed(engine: Engine, name: str, x: FloatArray) -> FloatArray:
+    parts = [engine.run(name, x[start : start + BATCH]) for start in range(0, len(x), BATCH)]
+    return np.concatenate(parts)
 
 
 def _chosen(
