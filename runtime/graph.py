@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from edgeid.runtime.activation_scale import ActivationScale, scales_from_dict, scales_to_dict
 from edgeid.runtime.encoding import Tensor
 from edgeid.runtime.errors import GraphError
 from edgeid.runtime.layer_json import (
@@ -92,11 +93,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Graph:
-    """Layers in execution order over named weights, with one or more entries."""
+    """Layers in execution order over named weights, with one or more entries.
+
+    ``scales`` says, by activation, how an integer engine stores what convolutions and fully
+    connected layers read; other engines need none. They fit the weights they were calibrated
+    with: what changes layers or weights starts from a graph without.
+    """
 
     entries: tuple[Entry, ...]
     layers: tuple[Layer, ...]
     tensors: dict[str, Tensor]
+    scales: Mapping[str, ActivationScale] = field(default_factory=dict)
 
     def entry(self, name: str) -> Entry:
         """The entry of that name; raises GraphError listing what there is."""
@@ -147,6 +154,7 @@ class Graph:
         spare = sorted(self.tensors.keys() - read)
         if spare:
             raise GraphError(f"tensor {spare[0]!r} is read by no layer: remove it")
+        _check_scales(self)
 
 
 def _layer_shape(layer: Layer, shapes: Mapping[str, Shape], weights: Mapping[str, Shape]) -> Shape:
@@ -194,9 +202,22 @@ def _check_wiring(graph: Graph) -> None:
         written.add(layer.output)
 
 
+def _check_scales(graph: Graph) -> None:
+    known = {entry.input for entry in graph.entries} | {layer.output for layer in graph.layers}
+    for name, scale in graph.scales.items():
+        if name not in known:
+            raise GraphError(
+                f"there is a scale for activation {name!r:.80}, which no layer or entry has: "
+                "calibrate the scales after the layers have changed"
+            )
+        if not isinstance(scale, ActivationScale):
+            raise GraphError(f"the scale of activation {name!r} is a {type(scale).__name__}")
+
+
 def graph_to_dict(graph: Graph) -> dict[str, Any]:
-    """JSON form of entries and layers; the tensors are stored beside it."""
-    return {
+    """JSON form of entries, layers and scales; the tensors are stored beside it."""
+    scales = {"scales": scales_to_dict(graph.scales)} if graph.scales else {}
+    return scales | {
         "entries": [
             {"name": e.name, "input": e.input, "shape": list(e.shape), "output": e.output}
             for e in graph.entries
@@ -222,13 +243,16 @@ def graph_from_dict(value: object, tensors: Mapping[str, Tensor]) -> Graph:
         UnsupportedOperatorError: naming the layer, the operator and what is supported.
         GraphError: naming the layer or field that is wrong.
     """
-    found = check_keys(value, {"entries", "layers"}, "graph")
+    if isinstance(value, dict):
+        value = {"scales": {}} | value  # files of before there were scales have none
+    found = check_keys(value, {"entries", "layers", "scales"}, "graph")
     entries = check_list(found["entries"], MAX_ENTRIES, "graph, entries")
     layers = check_list(found["layers"], MAX_LAYERS, "graph, layers")
     graph = Graph(
         entries=tuple(_entry_from_dict(e, f"entry number {i}") for i, e in enumerate(entries)),
         layers=tuple(layer_from_dict(v, f"layer number {i}") for i, v in enumerate(layers)),
         tensors=dict(tensors),
+        scales=scales_from_dict(found["scales"]),
     )
     graph.validate()
     return graph
@@ -247,7 +271,7 @@ def _prefixed(layer: Layer, prefix: str) -> Layer:
 def merge_graphs(**graphs: Graph) -> Graph:
     """One graph with an entry a keyword: ``merge_graphs(face=a, voice=b)``.
 
-    Layers, activations and tensors of each take the prefix ``face/``, ``voice/`` ...
+    Layers, activations, their scales and tensors of each take the prefix ``face/``, ``voice/`` ...
 
     Raises:
         GraphError: a graph does not have exactly one entry, or the result is not valid.
@@ -255,6 +279,7 @@ def merge_graphs(**graphs: Graph) -> Graph:
     entries: list[Entry] = []
     layers: list[Layer] = []
     tensors: dict[str, Tensor] = {}
+    scales: dict[str, ActivationScale] = {}
     for name, graph in graphs.items():
         if len(graph.entries) != 1:
             raise GraphError(f"{name}: needs one entry to merge, has {len(graph.entries)}")
@@ -262,6 +287,7 @@ def merge_graphs(**graphs: Graph) -> Graph:
         entries.append(Entry(name, prefix + entry.input, entry.shape, prefix + entry.output))
         layers.extend(_prefixed(layer, prefix) for layer in graph.layers)
         tensors.update({prefix + key: tensor for key, tensor in graph.tensors.items()})
-    merged = Graph(tuple(entries), tuple(layers), tensors)
+        scales.update({prefix + key: scale for key, scale in graph.scales.items()})
+    merged = Graph(tuple(entries), tuple(layers), tensors, scales)
     merged.validate()
     return merged

@@ -8,16 +8,18 @@ activation is dropped after its last reader, so memory does not grow with the ba
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from edgeid.runtime.activation_scale import ActivationScale
 from edgeid.runtime.blas import blas_threads
 from edgeid.runtime.encoding import FloatArray
 from edgeid.runtime.engine import check_input
+from edgeid.runtime.errors import GraphError
 from edgeid.runtime.graph import (
     Affine,
     AveragePool,
@@ -47,13 +49,28 @@ class ReferenceEngine:
 
     name = "reference"
 
-    def __init__(self, graph: Graph, threads: int = 1) -> None:
-        """Decode every weight once; raises GraphError where the graph is not valid."""
+    def __init__(self, graph: Graph, threads: int = 1, *, quantised: bool = False) -> None:
+        """Decode every weight once.
+
+        Args:
+            graph: validated here.
+            threads: of the matrix products.
+            quantised: whether convolutions and fully connected layers read activations as an
+                integer engine stores them: each that has one of the graph's scales is rounded
+                to eight bits (``ActivationScale``) where such a layer reads it. All else is
+                float32 as ever: sums, biases, slopes and residual sums.
+
+        Raises:
+            GraphError: the graph is not valid, or is to run quantised and has no scales.
+        """
+        if quantised and not graph.scales:
+            raise GraphError("the graph has no activation scales: calibrate them first")
         self._threads = threads
         graph.validate()
         self._graph = graph
         weights = {name: tensor.decode() for name, tensor in graph.tensors.items()}
-        self._programs = {e.name: _Program(graph, e, weights) for e in graph.entries}
+        scales = graph.scales if quantised else {}
+        self._programs = {e.name: _Program(graph, e, weights, scales) for e in graph.entries}
 
     def run(self, entry: str, x: FloatArray) -> FloatArray:
         """See ``Engine.run``. Safe to call from several threads."""
@@ -70,7 +87,13 @@ class ReferenceEngine:
 class _Program:
     """The steps of one entry, each with the activations that nobody reads after it."""
 
-    def __init__(self, graph: Graph, entry: Entry, weights: dict[str, FloatArray]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        entry: Entry,
+        weights: dict[str, FloatArray],
+        scales: Mapping[str, ActivationScale],
+    ) -> None:
         layers = graph.layers_of(entry.name)
         shapes = graph.infer_shapes(entry.name)
         self._entry = entry
@@ -81,7 +104,7 @@ class _Program:
         self._steps = [
             (
                 layer,
-                _step(layer, weights),
+                _rounding(layer, _step(layer, weights), scales),
                 [name for name in set(layer.inputs) if last_reader[name] == layer.name],
             )
             for layer in layers
@@ -103,6 +126,14 @@ def _unfolded(layer: Layer, shapes: dict[str, Shape], weights: dict[str, FloatAr
         return 0
     positions = math.prod(shapes[layer.output][1:])
     return math.prod(weights[layer.weight].shape[1:]) * positions
+
+
+def _rounding(layer: Layer, step: Step, scales: Mapping[str, ActivationScale]) -> Step:
+    """The step of a layer that reads its input in eight bits, where that has a scale."""
+    scale = scales.get(layer.inputs[0]) if isinstance(layer, Conv | Gemm) else None
+    if scale is None:
+        return step
+    return lambda inputs, scratch: step([scale.dequantise(scale.quantise(inputs[0]))], scratch)
 
 
 def _step(layer: Layer, weights: dict[str, FloatArray]) -> Step:
