@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgeid.converters.codebook.calibration import CodebookCalibration
 from edgeid.converters.codebook.shared_codebooks import SharedCodebooks
 from edgeid.converters.distillation.flame_pass import FlameSubstitution
-
-# from edgeid.converters.distillation.mimic_pass import Mimic
-# from edgeid.converters.distillation.transfer_pass import Transfer
+from edgeid.converters.distillation.mimic_pass import Mimic
+from edgeid.converters.distillation.transfer_pass import Transfer
 from edgeid.converters.quantisation.activations import ActivationScales
 from edgeid.converters.quantisation.binarisation import Binarise
 from edgeid.converters.quantisation.encode import Encode, Weights
@@ -28,7 +28,7 @@ from edgeid.runtime.errors import DataError
 Recipe = tuple[Pass, ...]
 PASSES: tuple[type[Pass], ...] = (
     *(SharedCodebooks, Zipper, NaiveSharing, LogMinMax, Palette, Binarise),
-    *(FlameSubstitution, Encode, ActivationScales),
+    *(FlameSubstitution, Mimic, Transfer, Encode, ActivationScales),
 )
 
 
@@ -48,8 +48,12 @@ class Ladder:
 CODINGS = ((256, 4), (64, 4), (256, 8), (64, 8), (16, 8))  # (K, r): 2 bits a weight to half a bit
 
 
+# Refinement does most of the work; these steps bring what is left at little cost.
+CALIBRATION = CodebookCalibration(steps=100, batch=32, rate=4e-3, soft=0.0, bfloat16=True)
+
+
 def _codebook() -> tuple[Recipe, ...]:
-    return tuple((SharedCodebooks(k=k, r=r),) for k, r in CODINGS)
+    return tuple((SharedCodebooks(k=k, r=r, calibration=CALIBRATION),) for k, r in CODINGS)
 
 
 LADDERS: dict[str, Callable[[], Ladder]] = {
@@ -87,7 +91,7 @@ def named_ladder(name: str, weights: Weights = "float16", budget: int | None = N
     ladder = LADDERS[name]()
     if budget is not None and name.endswith("codebook"):
         before = ladder.recipes[0][:-1]
-        ladder = Ladder(((*before, SharedCodebooks(budget=budget)),))
+        ladder = Ladder(((*before, SharedCodebooks(budget=budget, calibration=CALIBRATION)),))
     last: Recipe = (Encode(weights),)
     if name != "plain":
         last = (*last, ActivationScales())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,6 @@ torch = pytest.importorskip("torch")
 
 from edgeid.converters.codebook import calibration as codebook_calibration  # noqa: E402
 from edgeid.converters.codebook import coding as codebook_coding  # noqa: E402
-from edgeid.converters.codebook import sensitivity as codebook_sensitivity  # noqa: E402
 from edgeid.converters.codebook.calibration import CodebookCalibration, calibrate  # noqa: E402
 from edgeid.converters.codebook.coded_weights import Coding  # noqa: E402
 from edgeid.converters.codebook.coding import code_graph, fit_channels  # noqa: E402
@@ -181,28 +179,7 @@ def test_cnn20_with_another_architecture(other, tmp_path):
         assert np.isfinite(make_engine(made, "reference").run(name, x)).all()
 
 
-# the budget
-
-
-def test_a_budget_is_met_and_used(context):
-    graph = merge_graphs(**{n: small(i, units=(0, 1, 0, 0)) for i, n in enumerate(context.samples)})
-    sizes, cosines = [], []
-    for budget in (24_500, 27_000):
-        step = SharedCodebooks(budget=budget, compare=True, calibration=NO_TRAINING)
-        made, (report,) = run_recipe([step], graph, context)
-        sizes.append(len(dump_model(ModelFile(made))))
-        assert sizes[-1] <= budget
-        cosines.append(report.figures["cosine_clustered/face"])
-        assert report.figures["sharing/shared_bytes"] < report.figures["sharing/separate_bytes"]
-        assert report.figures["sharing/shared_error"] > report.figures["sharing/separate_error"]
-        assert report.figures["sensitivity/face/layer02.weight + voice/layer02.weight"] > 0
-    assert sizes[0] < sizes[1]
-    assert cosines[0] < cosines[1]
-
-
-def test_a_budget_that_cannot_be_met(graph, context):
-    with pytest.raises(DataError, match=r"budget of 10000 bytes cannot be met.*file of \d+ bytes"):
-        run_recipe([SharedCodebooks(budget=10_000)], graph, context)
+# options
 
 
 @pytest.mark.parametrize(
@@ -327,7 +304,7 @@ def test_blends_lie_between_two_codewords_and_become_one(graph, context):
 def test_calibration_comes_closer_to_the_original(graph, context):
     original, pairing, codings = prepared(graph, k=16, r=8)
     coded = code_graph(original, original, pairing, codings, context, samples=32)
-    options = CodebookCalibration(steps=40, batch=24, rate=3e-2)
+    options = CodebookCalibration(steps=40, batch=24, rate=3e-2, soft=0.6)
     made = calibrate(original, coded, options, context)
     assert made.after < 0.7 * made.before
     assert made.moved > 0
@@ -432,44 +409,6 @@ def test_equal_runs_give_equal_files(graph, context):
     files = [dump_model(ModelFile(step.call(graph, work).graph)) for work in works]
     assert files[0] == files[1]
     assert not list(context.work.glob("*/*"))  # nothing is left of what a resumption needs
-
-
-def test_an_interrupted_sensitivity_goes_on_where_it_was(graph, context, monkeypatch):
-    step = SharedCodebooks(budget=60_000, calibration=NO_TRAINING)
-    whole = dump_model(ModelFile(step.call(graph, replace(context, work=context.work / "a")).graph))
-    kept = codebook_sensitivity.coding_choices
-    seen = []
-
-    def interrupted(weights, *rest):
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        seen.append(next(iter(weights)))
-        return kept(weights, *rest)
-
-    monkeypatch.setattr(codebook_sensitivity, "coding_choices", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        step.call(graph, context)
-    later = []
-    monkeypatch.setattr(
-        codebook_sensitivity,
-        "coding_choices",
-        lambda weights, *rest: (later.append(next(iter(weights))), kept(weights, *rest))[1],
-    )
-    made = step.call(graph, context)
-    assert len(later) == len(pair_layers(graph, ("face", "voice")).pairs) - 3
-    assert not set(later) & set(seen)
-    assert dump_model(ModelFile(made.graph)) == whole
-    assert not (context.work / codebook_sensitivity.KEPT).exists()
-
-
-def test_the_smallest_size_in_the_error_is_one_that_is_met(graph, context):
-    with pytest.raises(DataError, match="file of") as caught:
-        run_recipe([SharedCodebooks(budget=10_000, calibration=NO_TRAINING)], graph, context)
-    least = int(re.search(r"file of (\d+) bytes", str(caught.value)).group(1))
-    made, _ = run_recipe([SharedCodebooks(budget=least, calibration=NO_TRAINING)], graph, context)
-    assert len(dump_model(ModelFile(made))) <= least
-    with pytest.raises(DataError, match="cannot be met"):
-        run_recipe([SharedCodebooks(budget=least - 1)], graph, context)
 
 
 def test_small_vectors_are_half_as_large_unless_they_would_lose(graph, context):

@@ -12,12 +12,8 @@ torch = pytest.importorskip("torch")
 from torch.nn import functional  # noqa: E402
 
 from edgeid.converters.codebook.coded_weights import CodedPair, Coding, cluster  # noqa: E402
-from edgeid.converters.codebook.refinement import (  # noqa: E402
-    conjugate_gradients,
-    output_error,
-    patches_of,
-    refine,
-)
+from edgeid.converters.codebook.output_error import output_error, patches_of  # noqa: E402
+from edgeid.converters.codebook.refinement import conjugate_gradients, refine  # noqa: E402
 from edgeid.converters.codebook.subvectors import join  # noqa: E402
 from edgeid.runtime.graph import Conv, Gemm  # noqa: E402
 

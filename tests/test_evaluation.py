@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from edgeid.evaluation import evaluate_faces, evaluate_people, evaluate_voices
 from edgeid.extraction import EvaluatedModel
-from edgeid.runtime.members import Members
 from edgeid.metrics import equal_error_rate
 from edgeid.report import Det
 from edgeid.roc import Roc, roc
 from edgeid.runtime.encoding import encode_float32
 from edgeid.runtime.errors import AudioError, DataError, ImageError, NoFaceError, SilenceError
+from edgeid.runtime.members import Members
 from edgeid.runtime.score import Backend, Calibration, FmrCurve, Fusion
 
 DATA = Path(

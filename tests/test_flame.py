@@ -199,6 +199,19 @@ def test_export_of_a_whole_network():
     parity(network, graph, (1, 112, 96))
 
 
+def test_a_pooled_network_takes_images_of_any_size():
+    network = slim_vgg11(SlimOptions("flame", shrink=True), 0.125, 16, pooled=True).eval()
+    assert network.embed.weight.shape == (16, 64)
+    for size in ((32, 32), (64, 64), (112, 96)):
+        assert network(torch.zeros(2, 1, *size)).shape == (2, 16)
+    # full width, feature of 512, 2,360 people: the paper's 42.94 MB but for half a per cent
+    weights = count_weights(VGG11(1.0, 512, pooled=True)) + 512 * 2360
+    pairs = 64 + 64 * 128 + 128 * 256 + 256 * 256 + 256 * 512 + 3 * 512 * 512
+    assert weights == 9 * pairs + 512 * 512 + 512 * 2360
+    assert 4e-6 * weights == pytest.approx(42.94, rel=5e-3)
+    parity(randomise(network), fold_norms(export_torch(network, (1, 64, 64))), (1, 64, 64))
+
+
 def test_distillation_by_hand():
     student, teacher = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 0.5]])
     # unit vectors at a right angle: squared distance 2, whatever their lengths

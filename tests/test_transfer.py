@@ -27,7 +27,7 @@ from edgeid.converters.distillation.transfer import (  # noqa: E402
     transfer_drawing,
 )
 from edgeid.converters.graphs.torch_graph import export_torch  # noqa: E402
-from edgeid.converters.networks.student import TransferStudent  # noqa: E402
+from edgeid.converters.networks.student import CompactStudent, TransferStudent  # noqa: E402
 from edgeid.converters.scores.verification import equal_error_rate, pair_error  # noqa: E402
 from edgeid.converters.training.checkpoint import read_checkpoint  # noqa: E402
 from edgeid.converters.training.training import TrainOptions  # noqa: E402
@@ -101,6 +101,56 @@ def test_siamese_loss_is_two_softmax_losses_and_the_contrastive_one():
         pairs = contrastive_loss(objective.project(a), objective.project(b), la == lb, 2.0)
         found = objective.loss((a, b, la, lb), 0.5)
     assert found.item() == pytest.approx((expected + 0.7 * pairs).item(), rel=1e-5)
+
+
+def test_without_a_label_the_teacher_alone_is_followed():
+    torch.manual_seed(0)
+    objective = TransferObjective(torch.nn.Identity(), 4, 3, stages=(0.5,))
+    x, teacher = torch.randn(3, 4), torch.log_softmax(torch.randn(3, 3), dim=1)
+    with torch.no_grad():
+        student = log_softmax(objective.classify(x).numpy(), axis=1)
+        regression = 0.5 * ((teacher.numpy() - student) ** 2).sum() / 2 / 3
+        nobody = objective.loss((x, torch.tensor([-1, -1, -1]), teacher), 0.0).item()
+        one = objective.loss((x, torch.tensor([-1, 2, -1]), teacher), 0.0).item()
+    assert nobody == pytest.approx(regression, rel=1e-5)
+    assert one == pytest.approx(regression - student[1, 2], rel=1e-5)
+
+
+def test_a_student_that_starts_with_the_teachers_classifier():
+    rng = np.random.default_rng(0)
+    rows, centres = rng.standard_normal((5, 4)), rng.standard_normal((3, 4)).astype(np.float32)
+    objective = TransferObjective(torch.nn.Identity(), 4, 3, stages=(1.0,))
+    objective.follow(centres, 20.0)
+    unit = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    teacher = torch.from_numpy(class_log_probabilities(rows, centres, 20.0))
+    with torch.no_grad():  # features that are the teacher's embedding have nothing to learn
+        labels = torch.full((5,), -1)
+        assert objective.loss((torch.from_numpy(unit), labels, teacher), 0.0).item() < 1e-6
+
+
+@pytest.mark.parametrize("size", [4, 6])
+def test_the_projection_starts_without_a_loss(size):
+    torch.manual_seed(0)
+    objective = SiameseObjective(TransferObjective(torch.nn.Identity(), 4, 3), size=size)
+    x = torch.randn(3, 4)
+    projected = objective.embedding_network()(x)
+    assert projected.shape == (3, size)
+    torch.testing.assert_close(torch.cdist(projected, projected), torch.cdist(x, x))
+
+
+def test_the_siamese_stage_may_go_on_with_the_regression():
+    torch.manual_seed(0)
+    stage = TransferObjective(torch.nn.Identity(), 4, 3)
+    plain, kept = (SiameseObjective(stage, regression=weight) for weight in (0.0, 0.3))
+    a, b = torch.randn(2, 5, 4)
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    za, zb = torch.log_softmax(torch.randn(2, 5, 3), dim=2)
+    with torch.no_grad():
+        found = kept.loss((a, b, labels, labels, za, zb), 0.5)
+        without = plain.loss((a, b, labels, labels), 0.5)
+        student = torch.log_softmax(stage.classify(torch.cat([a, b])), dim=1)
+    squares = (student - torch.cat([za, zb])).square().sum() / 2 / 10
+    assert (found - without).item() == pytest.approx(0.3 * squares.item(), rel=1e-4)
 
 
 @settings(deadline=None, max_examples=40)
@@ -250,3 +300,25 @@ def test_the_student_of_table_1_becomes_a_graph():
     np.testing.assert_allclose(ReferenceEngine(graph).run("face", x), expected, atol=1e-4)
     weights = sum(math.prod(t.shape) for t in graph.tensors.values() if len(t.shape) > 1)
     assert weights == 6_709_088 - 2 * 9 * 32 + 1024 * 256  # one input channel, the projection
+
+
+def test_the_compact_student_counts_its_weights_and_has_few():
+    network = CompactStudent()
+    weights = sum(p.numel() for p in network.parameters() if p.ndim > 1)
+    assert weights == 445_984
+    assert network(torch.zeros(2, 1, 112, 96)).shape == (2, 128)
+    odd = CompactStudent((3, 17, 9), 4, channels=(4, 6), units=(1, 0))  # 9x5, 5x3
+    assert odd.pool.kernel_size == (5, 3)
+    assert odd(torch.zeros(2, 3, 17, 9)).shape == (2, 4)
+
+
+def test_outputs_of_the_compact_student_are_cut_scaled_and_projected():
+    torch.manual_seed(0)
+    network = CompactStudent((1, 16, 16), 5, channels=(4,), units=(0,)).eval()
+    x = torch.randn(2, 1, 16, 16)
+    mean, spread, after = torch.randn(3), torch.rand(3), torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        expected = after(network(x)[:, :3] * spread + mean)
+        network.keep_outputs(3, mean, spread)
+        network.project_outputs(after)
+        torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-6)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -54,6 +57,7 @@ from edgeid.converters.zipper.zipper import (  # noqa: E402
     shared_name,
 )
 
+from .data import ROOT  # noqa: E402
 from .networks import inputs, residual_graph  # noqa: E402
 from .test_filter_alignment import shuffled  # noqa: E402
 
@@ -348,6 +352,83 @@ def test_a_recipe_with_the_zipper(pair, context):
         run_recipe((replace(QUICK, blocks=13),), pair, context)
     with pytest.raises(DataError, match="no sample inputs for entry 'voice'"):
         run_recipe((QUICK,), pair, replace(context, samples={"face": inputs(4)}))
+
+
+def test_a_recipe_interrupted_in_a_round_goes_on_from_it(pair, context, tmp_path):
+    recipe = (replace(QUICK, blocks=4),)
+    expected, _ = run_recipe(recipe, pair, replace(context, work=tmp_path / "unbroken"))
+    rounds = iter(range(99))
+
+    class Cut(Context):
+        def track(self, items, _what, total=None):  # noqa: ARG002
+            number = next(rounds)
+            for item in items:
+                if number == 2 and item == 1:
+                    raise KeyboardInterrupt
+                yield item
+
+    cut = Cut(context.samples, context.work, progress=False)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run_recipe(recipe, pair, cut)
+    assert "those are kept, run again to go on" in caught.value.__notes__[0]
+    kept = {p: p.stat().st_mtime_ns for p in context.work.glob("01-zipper-*/*.edgeid")}
+    assert sorted(p.name for p in kept) == ["00.edgeid", "01.edgeid", "02.edgeid"]
+    graph, reports = run_recipe(recipe, pair, context)
+    assert not reports[0].resumed
+    assert reports[0].lines[4].startswith("4 blocks merged")
+    assert all(p.stat().st_mtime_ns == when for p, when in kept.items())
+    assert tensors_equal(graph, expected)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from edgeid.converters.recipe import Context, run_recipe
+from tests.networks import inputs
+from tests.test_zipper import ENTRIES, QUICK, merge_graphs, replace, residual_graph
+
+class Killed(Context):
+    def track(self, items, what, total=None):
+        for item in items:
+            if list(Path(sys.argv[1]).glob("*/01.edgeid")):
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield item
+
+pair = merge_graphs(face=residual_graph(1), voice=residual_graph(2, average=True))
+samples = {"face": inputs(8), "voice": inputs(8, seed=1)}
+context = Killed(samples, Path(sys.argv[1]), progress=False)
+run_recipe((replace(QUICK, blocks=2),), pair, context)
+"""
+
+
+def test_a_killed_recipe_goes_on_from_the_last_round(pair, context):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(context.work)], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    (kept,) = context.work.glob("01-zipper-*/01.edgeid")
+    when = kept.stat().st_mtime_ns
+    graph, _ = run_recipe((replace(QUICK, blocks=2),), pair, context)
+    assert shared(graph) == 3
+    assert kept.stat().st_mtime_ns == when
+    fresh = replace(context, work=context.work / "unbroken")
+    assert tensors_equal(graph, run_recipe((replace(QUICK, blocks=2),), pair, fresh)[0])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"entries": ("face", "face")}, "merged with itself"),
+        ({"rate": float("nan")}, "rate nan"),
+        ({"rate": -1e-3}, "rate -0.001"),
+        ({"epochs": -1}, "epochs -1"),
+        ({"settle": 0}, "settle 0"),
+        ({"batch": 1}, "batch 1"),
+        ({"fraction": 1.5}, "fraction 1.5"),
+        ({"blocks": -1}, "-1 blocks to merge"),
+    ],
+)
+def test_options_out_of_range(pair, context, changed, message):
+    with pytest.raises((DataError, GraphError), match=message):
+        replace(QUICK, **changed).requires(pair, context)
 
 
 def test_the_options_survive_the_recipe_in_a_file():

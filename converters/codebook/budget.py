@@ -25,12 +25,20 @@ DIGITS = 16  # by which the sizes in a tensor's part of the header may grow
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to code one pair: its size and the error of the embeddings it is expected to
-    cause (squared distance at unit length, summed over the entries)."""
+    """One way to code one pair.
+
+    Attributes:
+        coding: of the codebooks that the pair shares.
+        nbytes: its size.
+        error: of the embeddings that it is expected to cause (squared distance at unit
+            length, summed over the entries).
+        apart: the coding of each weight where each has codebooks of its own instead.
+    """
 
     coding: Coding
     nbytes: int
     error: float
+    apart: tuple[Coding, ...] = ()
 
 
 def expected_error(
@@ -98,7 +106,7 @@ def allocate(choices: Sequence[Sequence[Choice]], budget: int) -> list[Choice]:
     Raises:
         DataError: not even the smallest choices fit; it says what is needed.
     """
-    hulls = [_hull(options) for options in choices]
+    hulls = [lower_hull(options) for options in choices]
     level = [0] * len(hulls)
     left = budget - sum(hull[0].nbytes for hull in hulls)
     if left < 0:
@@ -125,7 +133,7 @@ def cheapest(choices: Sequence[Sequence[Choice]], error: float) -> float:
 
     Infinite where not even the largest choices do.
     """
-    hulls = [_hull(options) for options in choices]
+    hulls = [lower_hull(options) for options in choices]
     steps = [(a, b) for hull in hulls for a, b in pairwise(hull)]  # slopes fall along a hull
     size = float(sum(hull[0].nbytes for hull in hulls))
     left = sum(hull[0].error for hull in hulls) - error
@@ -142,7 +150,7 @@ def _slope(small: Choice, large: Choice) -> float:
     return (small.error - large.error) / (large.nbytes - small.nbytes)
 
 
-def _hull(options: Sequence[Choice]) -> list[Choice]:
+def lower_hull(options: Sequence[Choice]) -> list[Choice]:
     """The options on the lower convex hull of (bytes, error), from small to large."""
     ordered = sorted(options, key=lambda c: (c.nbytes, c.error))
     hull: list[Choice] = []

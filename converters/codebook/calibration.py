@@ -40,13 +40,14 @@ class CodebookCalibration:
     """How codewords are trained.
 
     Attributes:
-        steps: of Adam; 0 leaves the codebooks as k-means made them.
+        steps: of Adam; 0 leaves the codebooks as they are.
         batch: samples of each entry in a step.
         rate: peak learning rate, relative to the size of what is trained.
         layers: weight of the layers' outputs beside the embeddings.
         blend: share of a batch made of blends of two samples: inputs between those that
             there are, which the original can label as well.
-        soft: share of the steps during which sub-vectors are blends; 0 keeps the indices.
+        soft: share of the steps during which sub-vectors are blends; 0 keeps the indices, as
+            refinement has chosen them. Some 0.6 where nothing was refined.
         soft_rate: peak learning rate of the blends, in units of their logits.
         save_every: steps between checkpoints.
         bfloat16: compute convolutions in bfloat16, about twice as fast where the machine
@@ -58,7 +59,7 @@ class CodebookCalibration:
     rate: float = 5e-3
     layers: float = 0.1
     blend: float = 0.25
-    soft: float = 0.6
+    soft: float = 0.0
     soft_rate: float = 0.1
     save_every: int = 50
     bfloat16: bool = False
@@ -143,6 +144,7 @@ class _Training:
         self.teacher = GraphModule(original, self.entries).requires_grad_(False)
         self.student = CodebookModule(coded.graph, self.entries, coded.pairs)
         self.outputs = coded.outputs()
+        self.spreads = {entry: self._spreads(entry) for entry in self.entries}
         self.moved = 0
         self.student.requires_grad_(False)
         trained = [p.requires_grad_(True) for p in self.student.trainable()]
@@ -197,10 +199,17 @@ class _Training:
         if self.options.layers == 0:
             return loss
         errors = [
-            _relative_error(found[name].float(), wanted[name].float())
-            for name in self.outputs[entry]
+            (found[name].float() - wanted[name].float()).square().mean() / spread
+            for name, spread in self.spreads[entry].items()
         ]
         return loss + self.options.layers * torch.stack(errors).mean()
+
+    @torch.no_grad()
+    def _spreads(self, entry: str) -> dict[str, Tensor]:
+        """Variance of the original layers' outputs, channel means apart, on a few samples."""
+        x = torch.from_numpy(self.context.inputs(entry)[:PROBE])
+        wanted = self.teacher.activations(x, entry)
+        return {name: _spread(wanted[name]) for name in self.outputs[entry]}
 
     @torch.no_grad()
     def probe_loss(self) -> float:
@@ -257,11 +266,9 @@ class _Training:
         return torch.from_numpy(x)
 
 
-def _relative_error(found: Tensor, wanted: Tensor) -> Tensor:
-    """Squared error of a layer's output over its variance, channel means apart."""
-    axes = (0, *range(2, wanted.ndim))
-    spread = wanted.var(axes, correction=0).mean().clamp_min(1e-12)
-    return (found - wanted).square().mean() / spread
+def _spread(output: Tensor) -> Tensor:
+    axes = (0, *range(2, output.ndim))
+    return output.var(axes, correction=0).mean().clamp_min(1e-12)
 
 
 def _size(parameter: Tensor) -> float:

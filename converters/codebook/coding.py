@@ -13,20 +13,25 @@ import torch
 from torch import Tensor
 
 from edgeid.converters.codebook.coded_weights import CodedPair, Coding, cluster
-from edgeid.converters.codebook.layer_statistics import LayerWalk
+from edgeid.converters.codebook.layer_statistics import BATCH, LayerWalk
+from edgeid.converters.codebook.output_error import OutputError, output_error, patches_of
 from edgeid.converters.codebook.pairing import Pair, Pairing
 from edgeid.converters.codebook.plan import (
     Importance,
     decoded,
+    first_readers,
     make_walks,
     measure_moments,
     measure_reach,
 )
+from edgeid.converters.codebook.refinement import refine
 from edgeid.converters.graphs.output_scales import affines
 from edgeid.converters.recipe import Context
 from edgeid.runtime.encoding import encode_float32
-from edgeid.runtime.graph import Affine, Graph
+from edgeid.runtime.graph import Affine, Conv, Gemm, Graph
 from edgeid.runtime.replacement import replace_file
+
+FURTHER = 2048  # samples of a layer whose filters have more weights than there are patches
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ def code_graph(
     context: Context,
     *,
     samples: int,
+    rounds: int = 0,
 ) -> CodedGraph:
     """Cluster the weights of each pair, front to back.
 
@@ -87,6 +93,7 @@ def code_graph(
         codings: of each pair.
         context: its samples feed the layers.
         samples: how many of them.
+        rounds: of refinement against the original layers' outputs; 0 leaves what k-means made.
     """
     originals = make_walks(original, pairing, context, samples)
     walks = make_walks(graph, pairing, context, samples)
@@ -98,7 +105,15 @@ def code_graph(
     for number, (pair, coding) in enumerate(context.track(steps, "codebooks")):
         moments.update(measure_moments(pair, graph, walks))
         importance = Importance({t: moments[t] for t in pair.tensors}, reach)
-        coded = _clustered(pair, graph, importance, coding, context, number)
+        coded = _read_pair(_file(context, number), pair, graph, coding)
+        if coded is None:
+            coded = _clustered(pair, graph, importance, coding, context, number)
+            if rounds:
+                view = _View(graph, walks, originals, context, samples)
+                errors = view.errors(pair, reach, coding.r)
+                coded = refine(coded, errors, rounds)
+            context.work.mkdir(parents=True, exist_ok=True)
+            replace_file(_file(context, number), _dump_pair(coded))
         pairs.append(coded)
         tensors.update(coded.stored())
         for name in pair.tensors:
@@ -165,6 +180,44 @@ def fit_channels(
     return torch.where(usable, new, scale), torch.where(usable, new_shift, shift)
 
 
+@dataclass(frozen=True)
+class _View:
+    """What layers read and put out on the samples, the pairs before them coded."""
+
+    graph: Graph
+    walks: Mapping[str, LayerWalk]
+    originals: Mapping[str, LayerWalk]
+    context: Context
+    samples: int
+
+    def errors(self, pair: Pair, reach: Mapping[str, Tensor], r: int) -> dict[str, OutputError]:
+        """Of the outputs of a pair's layers, as functions of their weights."""
+        found = {}
+        for name, readers in first_readers(pair, self.graph).items():
+            weight = decoded(self.graph, (name,))[name]
+            parts = []
+            for entry, layer in readers:
+                seen = self._seen(entry, layer, weight[0].numel())
+                parts.append(patches_of(layer, *seen, tuple(weight.shape), reach[layer.name]))
+            found[name] = output_error(parts, weight, r)
+        return found
+
+    def _seen(self, entry: str, layer: Conv | Gemm, unknowns: int) -> tuple[Tensor, Tensor]:
+        """What a layer reads, and what the original puts out there; on further samples too
+        where the filters have more weights than there are patches."""
+        walk, original = self.walks[entry], self.originals[entry]
+        source, target = layer.inputs[0], affines(self.graph)[layer.name].inputs[0]
+        inputs, outputs = walk.input_of(layer), original.activation(target)
+        patches = outputs[:, 0].numel()
+        wanted = min(FURTHER, -(-2 * unknowns * len(inputs) // patches))
+        more = torch.from_numpy(self.context.inputs(entry)[self.samples : wanted])
+        with torch.no_grad():
+            for x in torch.split(more, BATCH) if len(more) else ():
+                inputs = torch.cat([inputs, walk.activations(x, entry)[source]])
+                outputs = torch.cat([outputs, original.activations(x, entry)[target]])
+        return inputs, outputs
+
+
 def _clustered(
     pair: Pair,
     graph: Graph,
@@ -173,17 +226,13 @@ def _clustered(
     context: Context,
     number: int,
 ) -> CodedPair:
-    path = context.work / f"pair-{number:03}.npz"
     weights = decoded(graph, pair.tensors)
-    shapes = {name: tuple(w.shape) for name, w in weights.items()}
-    kept = _read_pair(path, shapes, coding)
-    if kept is not None:
-        return kept
     costs = {name: importance.of(name) for name in weights}
-    made = cluster(weights, costs, coding, seed=context.seed + number)
-    context.work.mkdir(parents=True, exist_ok=True)
-    replace_file(path, _dump_pair(made))
-    return made
+    return cluster(weights, costs, coding, seed=context.seed + number)
+
+
+def _file(context: Context, number: int) -> Path:
+    return context.work / f"pair-{number:03}.npz"
 
 
 def _dump_pair(pair: CodedPair) -> bytes:
@@ -196,14 +245,13 @@ def _dump_pair(pair: CodedPair) -> bytes:
     return stream.getvalue()
 
 
-def _read_pair(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], coding: Coding
-) -> CodedPair | None:
+def _read_pair(path: Path, pair: Pair, graph: Graph, coding: Coding) -> CodedPair | None:
     """A pair that was kept; None where there is none, or not a whole one."""
+    shapes = {name: graph.tensors[name].shape for name in pair.tensors}
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             names = list(shapes)
-            pair = CodedPair(
+            kept = CodedPair(
                 codewords=torch.from_numpy(stored["codewords"]),
                 gains={n: torch.from_numpy(stored[f"gains-{i}"]) for i, n in enumerate(names)},
                 indices={
@@ -215,4 +263,4 @@ def _read_pair(
             )
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return None
-    return pair if pair.codewords.shape[1:] == (coding.k, coding.r) else None
+    return kept if kept.codewords.shape[1:] == (coding.k, coding.r) else None

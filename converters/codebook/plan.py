@@ -24,6 +24,7 @@ from edgeid.converters.recipe import Context
 from edgeid.runtime.encoding import encode_float32
 from edgeid.runtime.graph import Conv, Gemm, Graph
 
+REACHED = 128  # samples on which the reach is measured, at most
 FLOOR = 1e-3  # of the mean: a weight that seems not to matter still counts a little
 
 Weights = dict[str, Tensor]
@@ -100,7 +101,7 @@ def measure_reach(
                 coded.setdefault(entry, []).append(layer)
     for entry, layers in coded.items():
         names = [following[layer].inputs[0] for layer in layers]
-        x = torch.from_numpy(context.inputs(entry)[:count])
+        x = torch.from_numpy(context.inputs(entry)[: min(count, REACHED)])
         found = output_reach(module, entry, names, x, context.seed)
         reach.update({la: _raised(found[n]) for la, n in zip(layers, names, strict=True)})
     return reach

@@ -10,12 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from edgeid.converters.codebook.budget import Choice, allocate, expected_error, rest_bytes
+from edgeid.converters.codebook.budget import (
+    Choice,
+    allocate,
+    expected_error,
+    lower_hull,
+    rest_bytes,
+)
 from edgeid.converters.codebook.coded_weights import CODINGS, Coding, cluster
 from edgeid.converters.codebook.pairing import Pair, Pairing
 from edgeid.converters.codebook.plan import Importance, Weights, decoded, unit_embeddings
@@ -35,6 +42,7 @@ class Sensitivity:
 
     Attributes:
         codings: chosen for each pair.
+        apart: for each pair the codings of its weights where they do not share; else empty.
         choices: for each pair all that it could take.
         measured: for each pair the squared error of the unit embeddings, summed over the
             entries, with this pair alone coded at K = 64, r = 8.
@@ -46,6 +54,23 @@ class Sensitivity:
     choices: tuple[tuple[Choice, ...], ...]
     measured: tuple[float, ...]
     factors: tuple[float, ...]
+    apart: tuple[tuple[Coding, ...], ...] = ()
+
+    def divided(self, pairing: Pairing) -> tuple[Pairing, Sensitivity]:
+        """With the weights that do not share as pairs of their own."""
+        rows = []
+        for number, pair in enumerate(pairing.pairs):
+            own = self.apart[number] if self.apart else ()
+            pairs = (
+                [Pair((t,), (r,)) for t, r in zip(pair.tensors, pair.readers, strict=True)]
+                if own
+                else [pair]
+            )
+            codings = own or (self.codings[number],)
+            rest = (self.choices[number], self.measured[number], self.factors[number])
+            rows += [(p, c, *rest) for p, c in zip(pairs, codings, strict=True)]
+        divided, codings, choices, measured, factors = zip(*rows, strict=True)
+        return replace(pairing, pairs=divided), Sensitivity(codings, choices, measured, factors)
 
 
 def choose_codings(
@@ -57,6 +82,7 @@ def choose_codings(
     *,
     budget: int,
     fixed: Mapping[int, Coding],
+    apart: bool = False,
 ) -> Sensitivity:
     """K and r of every pair: the least expected error within ``budget`` bytes of file.
 
@@ -68,52 +94,71 @@ def choose_codings(
         context: its samples measure the sensitivity.
         budget: bytes of the model file.
         fixed: codings, by number of the pair, that are not to be chosen.
+        apart: weights of a pair may have codebooks of their own, see ``Choice``.
 
     Raises:
         DataError: the budget cannot be met; it says what is needed.
     """
-    rest = rest_bytes(stored, {name for pair in pairing.pairs for name in pair.tensors})
-    allowed = [(fixed[n],) if n in fixed else CODINGS for n in range(len(pairing.pairs))]
-    _check_budget(graph, pairing, allowed, budget, rest)
-    found = measure(graph, pairing, importance, context)
+    left = check_budget(stored, pairing, budget, fixed)
+    found = measure(graph, pairing, importance, context, apart)
     choices = [
-        [choice for choice in options if choice.coding in permitted]
-        for options, permitted in zip(found.choices, allowed, strict=True)
+        [c for c in options if number not in fixed or (c.coding, c.apart) == (fixed[number], ())]
+        for number, options in enumerate(found.choices)
     ]
-    chosen = allocate(choices, budget - rest)
-    return replace(found, codings=tuple(c.coding for c in chosen))
+    chosen = allocate(choices, left)
+    codings, own = tuple(c.coding for c in chosen), tuple(c.apart for c in chosen)
+    return replace(found, codings=codings, apart=own)
 
 
 def measure(
-    graph: Graph, pairing: Pairing, importance: Importance, context: Context
+    graph: Graph,
+    pairing: Pairing,
+    importance: Importance,
+    context: Context,
+    apart: bool = False,
 ) -> Sensitivity:
     """The choices of every pair, with expected errors; the reference coding is chosen.
 
-    What an earlier run has kept in ``context.work`` is read from there.
+    Pairs that an earlier run has kept in ``context.work`` are read from there.
     """
-    kept = _read(context.work / KEPT, pairing)
-    if kept is not None:
-        return kept
+    found = _read(context.work / KEPT)
+    if len(found.choices) == len(pairing.pairs):
+        return found
     inputs = {
         e: torch.from_numpy(context.inputs(e)[:TRIALS])
         for e in sorted({e for p in pairing.pairs for readers in p.readers for e, _ in readers})
     }
     targets = {entry: unit_embeddings(graph, entry, x) for entry, x in inputs.items()}
-    choices, measured, factors = [], [], []
-    for pair in context.track(pairing.pairs, "sensitivity"):
+    left = pairing.pairs[len(found.choices) :]
+    for pair in context.track(left, "sensitivity", len(left)):
         weights = decoded(graph, pair.tensors)
         costs = {name: importance.of(name) for name in weights}
         coded = cluster(weights, costs, REFERENCE, seed=context.seed, iterations=10)
         trial = {name: coded.decode(name) for name in weights}
         error = _moved(graph, pair, trial, inputs, targets)
-        measured.append(error)
         factor = min(10.0, max(0.1, error / max(coded.error, 1e-30)))
-        factors.append(factor)
-        choices.append(coding_choices(weights, costs, factor, context.seed))
-    reference = (REFERENCE,) * len(choices)
-    found = Sensitivity(reference, tuple(choices), tuple(measured), tuple(factors))
-    _keep(context.work / KEPT, found)
+        found = Sensitivity(
+            (*found.codings, REFERENCE),
+            (*found.choices, _choices(weights, costs, factor, context.seed, apart)),
+            (*found.measured, error),
+            (*found.factors, factor),
+        )
+        _keep(context.work / KEPT, found)
     return found
+
+
+def _choices(
+    weights: Weights, costs: Mapping[str, Tensor], factor: float, seed: int, apart: bool
+) -> tuple[Choice, ...]:
+    shared = coding_choices(weights, costs, factor, seed)
+    if not apart or len(weights) == 1:
+        return shared
+    alone = [coding_choices({n: w}, {n: costs[n]}, factor, seed) for n, w in weights.items()]
+    both = [
+        Choice(a.coding, a.nbytes + b.nbytes, a.error + b.error, (a.coding, b.coding))
+        for a, b in product(*alone)
+    ]
+    return (*shared, *lower_hull(both))
 
 
 def coding_choices(
@@ -140,19 +185,27 @@ def _moved(
     return total
 
 
-def _check_budget(
-    graph: Graph, pairing: Pairing, allowed: list[tuple[Coding, ...]], budget: int, rest: int
-) -> None:
-    """Fail before the long work; see ``allocate`` for the choice itself."""
+def check_budget(stored: Graph, pairing: Pairing, budget: int, fixed: Mapping[int, Coding]) -> int:
+    """The bytes that a budget leaves for the coded weights; arguments as in ``choose_codings``.
+
+    Raises:
+        DataError: not even the smallest codebooks fit; it says what is needed.
+    """
+    rest = rest_bytes(stored, {name for pair in pairing.pairs for name in pair.tensors})
     least = rest + sum(
-        min(c.nbytes([graph.tensors[n].shape for n in pair.tensors]) for c in permitted)
-        for pair, permitted in zip(pairing.pairs, allowed, strict=True)
+        min(c.nbytes([stored.tensors[t].shape for t in pair.tensors]) for c in _allowed(fixed, n))
+        for n, pair in enumerate(pairing.pairs)
     )
     if least > budget:
         raise DataError(
             f"a budget of {budget} bytes cannot be met: the smallest codebooks make a file of "
             f"{least} bytes, {rest} of them for what is not coded; raise the budget"
         )
+    return budget - rest
+
+
+def _allowed(fixed: Mapping[int, Coding], number: int) -> tuple[Coding, ...]:
+    return (fixed[number],) if number in fixed else CODINGS
 
 
 def _keep(path: Path, found: Sensitivity) -> None:
@@ -160,7 +213,10 @@ def _keep(path: Path, found: Sensitivity) -> None:
         "measured": found.measured,
         "factors": found.factors,
         "choices": [
-            [[c.coding.k, c.coding.r, c.nbytes, c.error] for c in options]
+            [
+                [_plain(c.coding), c.nbytes, c.error, [_plain(own) for own in c.apart]]
+                for c in options
+            ]
             for options in found.choices
         ],
     }
@@ -168,19 +224,24 @@ def _keep(path: Path, found: Sensitivity) -> None:
     replace_file(path, json.dumps(data).encode())
 
 
-def _read(path: Path, pairing: Pairing) -> Sensitivity | None:
-    """What an earlier run measured; None where there is none, or not a whole one."""
+def _plain(coding: Coding) -> list[int]:
+    return [coding.k, coding.r]
+
+
+def _read(path: Path) -> Sensitivity:
+    """The pairs that an earlier run measured; none where there is no whole file."""
     try:
         data = json.loads(path.read_bytes())
         choices = tuple(
-            tuple(Choice(Coding(k, r), size, error) for k, r, size, error in options)
+            tuple(
+                Choice(Coding(*coding), size, error, tuple(Coding(*own) for own in apart))
+                for coding, size, error, apart in options
+            )
             for options in data["choices"]
         )
         lists = tuple(data["measured"]), tuple(data["factors"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if not len(choices) == len(lists[0]) == len(lists[1]) == len(pairing.pairs):
-        return None
+        return Sensitivity((), (), (), ())
     return Sensitivity((REFERENCE,) * len(choices), choices, *lists)
 
 

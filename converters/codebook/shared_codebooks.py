@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 
 from edgeid.converters.codebook.calibration import CodebookCalibration, calibrate
@@ -26,6 +27,7 @@ from edgeid.converters.codebook.plan import (
 from edgeid.converters.codebook.report import codebook_report
 from edgeid.converters.codebook.sensitivity import (
     Sensitivity,
+    check_budget,
     choose_codings,
     forget_sensitivity,
     measure,
@@ -35,7 +37,7 @@ from edgeid.converters.graphs.fully_connected import as_convolutions
 from edgeid.converters.graphs.output_scales import with_output_scales
 from edgeid.converters.recipe import Context, Pass, PassResult
 from edgeid.runtime.codebook import Codebook
-from edgeid.runtime.encoding import Dense, encode_float16, encode_int8
+from edgeid.runtime.encoding import Dense, FloatArray, encode_float16, encode_int8
 from edgeid.runtime.errors import DataError, GraphError
 from edgeid.runtime.format import ModelFile, dump_model
 from edgeid.runtime.graph import Graph
@@ -74,9 +76,16 @@ class SharedCodebooks(Pass):
         reorder: permute channels so that similar sub-vectors share a sub-space.
         narrow: layers with fewer input or output channels are not coded.
         samples: of each entry that weigh errors; more take more time and memory.
+        rounds: of refinement of codewords and indices against the original layers' outputs,
+            in turn; 0 leaves what k-means made.
+        apart: under a budget, layers of a pair may have codebooks of their own instead, each
+            with its K and r, where that makes the smaller error; takes twice as long to
+            choose. Sharing binds a pair to one K and r, which costs where one network needs
+            finer codebooks than the other.
         compare: measure what sharing saves against separate codebooks of equal error; takes
             as long as the choice under a budget.
-        rest: how weights that are not coded are stored; biases and slopes are float32.
+        rest: how weights that are not coded are stored. Scales, shifts, biases and slopes
+            are float16 as well, except with "float32" and where they would lose by it.
         calibration: training of the codewords; ``steps=0`` for none.
     """
 
@@ -87,7 +96,9 @@ class SharedCodebooks(Pass):
     layers: tuple[LayerCoding, ...] = ()
     reorder: bool = True
     narrow: int = 8
-    samples: int = 128
+    samples: int = 256
+    rounds: int = 4
+    apart: bool = False
     compare: bool = False
     rest: Literal["float32", "float16", "int8"] = "float16"
     calibration: CodebookCalibration = field(default_factory=CodebookCalibration)
@@ -99,6 +110,10 @@ class SharedCodebooks(Pass):
         self.calibration.validate()
         if self.samples < 1 or (self.budget is not None and self.budget < 1):
             raise DataError(f"samples {self.samples} and budget {self.budget} must be positive")
+        if self.apart and (self.budget is None or self.compare):
+            raise DataError("apart needs a budget, and cannot be compared with codebooks apart")
+        if self.rounds < 0:
+            raise DataError(f"rounds {self.rounds} must not be negative")
         for entry in self.entries:
             graph.entry(entry)
             context.inputs(entry)
@@ -114,8 +129,13 @@ class SharedCodebooks(Pass):
         coded = [name for pair in pairing.pairs for name in pair.tensors]
         original = with_output_scales(as_convolutions(graph), coded)
         used, held = _split(context, self.entries)
+        if self.budget is not None:  # fail before the long work
+            stored = self._vectors_stored(self._rest_stored(original, coded))
+            check_budget(stored, pairing, self.budget, self._fixed(pairing))
         importance = measure_importance(original, pairing, used, self.samples)
         sensitivity = self._sensitivity(original, pairing, importance, used)
+        if sensitivity is not None:
+            pairing, sensitivity = sensitivity.divided(pairing)
         codings = sensitivity.codings if sensitivity else self._given(pairing)
         sharing = None
         if self.compare:
@@ -124,16 +144,24 @@ class SharedCodebooks(Pass):
         if self.reorder:
             original = reorder_channels(original, pairing, codings, importance)
         stored = self._rest_stored(original, coded)
-        clustered = code_graph(original, stored, pairing, codings, used, samples=self.samples)
+        clustered = code_graph(
+            original, stored, pairing, codings, used, samples=self.samples, rounds=self.rounds
+        )
         result = calibrate(original, clustered, self.calibration, used)
+        stages = {
+            "clustered": self._vectors_stored(clustered.graph),
+            "calibrated": self._vectors_stored(result.coded.graph),
+        }
         cosines = {
             stage: embedding_cosines(original, graph, held, self.entries)
-            for stage, graph in (("clustered", clustered.graph), ("calibrated", result.coded.graph))
+            for stage, graph in stages.items()
         }
+        best = max(stages, key=lambda stage: (sum(cosines[stage].values()), stage == "clustered"))
         lines, figures = codebook_report(pairing, result, cosines, sensitivity, sharing)
         forget_pairs(context.work)
         forget_sensitivity(context.work)
-        return PassResult(result.coded.graph, lines, figures)
+        lines += (f"stored as {best}: nearer to the original on samples kept for this",)
+        return PassResult(stages[best], lines, figures)
 
     def ensures(self, before: Graph, after: Graph, _context: Context) -> None:
         for pair in self._pairing(before).pairs:
@@ -155,16 +183,26 @@ class SharedCodebooks(Pass):
         if self.budget is None:
             return None
         coded = [name for pair in pairing.pairs for name in pair.tensors]
+        stored = self._vectors_stored(self._rest_stored(original, coded))
+        return choose_codings(
+            original,
+            stored,
+            pairing,
+            importance,
+            used,
+            budget=self.budget,
+            fixed=self._fixed(pairing),
+            apart=self.apart,
+        )
+
+    def _fixed(self, pairing: Pairing) -> dict[int, Coding]:
+        """The codings that the user wants under a budget too, by number of the pair."""
         named = {layer.weight for layer in self.layers}
-        fixed = {
+        return {
             number: coding
             for number, coding in enumerate(self._given(pairing))
             if named & set(pairing.pairs[number].tensors)
         }
-        stored = self._rest_stored(original, coded)
-        return choose_codings(
-            original, stored, pairing, importance, used, budget=self.budget, fixed=fixed
-        )
 
     def _given(self, pairing: Pairing) -> tuple[Coding, ...]:
         """K and r of every pair as the user wants them."""
@@ -179,16 +217,39 @@ class SharedCodebooks(Pass):
         if self.rest == "float32":
             return graph
         encode = encode_float16 if self.rest == "float16" else encode_int8
-        names = {
-            name for e in self.entries for x in graph.layers_of(e) for name in x.tensor_names()
-        }
+        names = self._own_tensors(graph) - set(coded)
         tensors = {
             name: encode(tensor.decode())
-            if name in names - set(coded) and isinstance(tensor, Dense) and len(tensor.shape) > 1
+            if name in names and isinstance(tensor, Dense) and len(tensor.shape) > 1
             else tensor
             for name, tensor in graph.tensors.items()
         }
         return replace(graph, tensors=tensors)
+
+    def _vectors_stored(self, graph: Graph) -> Graph:
+        """Scales, shifts, biases and slopes of the entries as float16, once they are final."""
+        if self.rest == "float32":
+            return graph
+        names = self._own_tensors(graph)
+        tensors = {
+            name: encode_float16(tensor.decode())
+            if name in names and len(tensor.shape) == 1 and _fits_float16(tensor.decode())
+            else tensor
+            for name, tensor in graph.tensors.items()
+        }
+        return replace(graph, tensors=tensors)
+
+    def _own_tensors(self, graph: Graph) -> set[str]:
+        return {n for e in self.entries for x in graph.layers_of(e) for n in x.tensor_names()}
+
+
+def _fits_float16(values: FloatArray) -> bool:
+    """Whether rounding changes no value by more than its thousandth, but for tiny ones."""
+    largest = float(np.abs(values).max())
+    if largest > float(np.finfo(np.float16).max):
+        return False
+    rounded = values.astype(np.float16).astype(np.float32)
+    return bool(np.allclose(rounded, values, rtol=1e-3, atol=1e-6 * largest))
 
 
 def _split(context: Context, entries: Sequence[str]) -> tuple[Context, Context]:

@@ -81,7 +81,9 @@ def contrastive_loss(x1: Tensor, x2: Tensor, same: Tensor, margin: float) -> Ten
 class TransferObjective(Objective):
     """Classification and regression of the teacher's log-probabilities at the same time.
 
-    Batches are (inputs, labels (N,) int64, teacher log-probabilities (N, classes)).
+    Batches are (inputs, labels (N,) int64, teacher log-probabilities (N, classes)). A label of
+    -1 says that nobody knows who it is, as in a blend of two people: there the teacher alone
+    is followed.
 
     Args:
         network: (N, *shape) -> features (N, size).
@@ -89,17 +91,30 @@ class TransferObjective(Objective):
         classes: number of identities.
         stages: lambda in equal parts of the training; the paper's, whose sum over classes
             makes them depend on the number of classes.
+        normalised: whether features are scaled to unit length before they are classified. The
+            paper's are not; with a classifier of scaled cosines, as ``follow`` gives, the sum
+            over classes would drive features of any length out of all bounds.
     """
 
     def __init__(
-        self, network: nn.Module, size: int, classes: int, stages: tuple[float, ...] = STAGES
+        self,
+        network: nn.Module,
+        size: int,
+        classes: int,
+        stages: tuple[float, ...] = STAGES,
+        normalised: bool = False,
     ) -> None:
         super().__init__()
         if not stages or min(stages) < 0 or min(size, classes) < 1:
             raise DataError(f"needs stages >= 0, features and classes: {stages}, {size}, {classes}")
         self.network = network
         self.classify = nn.Linear(size, classes)
-        self.stages = stages
+        self.stages, self.normalised = stages, normalised
+
+    def log_probabilities(self, features: Tensor) -> Tensor:
+        """(N, classes) of features (N, size)."""
+        x = functional.normalize(features) if self.normalised else features
+        return functional.log_softmax(self.classify(x), dim=1)
 
     def weight(self, progress: float) -> float:
         """lambda at ``progress`` 0..1 of the training."""
@@ -110,9 +125,23 @@ class TransferObjective(Objective):
         features = self.network(inputs).float()
         # float32 beyond the network: log-probabilities of bfloat16 keep three digits
         with torch.autocast("cpu", enabled=False):
-            student = functional.log_softmax(self.classify(features), dim=1)
-            regression = log_probability_loss(student, teacher)
-            return functional.nll_loss(student, labels) + self.weight(progress) * regression
+            student = self.log_probabilities(features)
+            loss = self.weight(progress) * log_probability_loss(student, teacher)
+            known = labels >= 0
+            if known.any():
+                loss = loss + functional.nll_loss(student[known], labels[known])
+            return loss
+
+    def follow(self, prototypes: NDArray[np.float32], scale: float) -> None:
+        """Start with the teacher's classifier, as ``class_log_probabilities`` takes it.
+
+        The features then are drawn towards the teacher's embedding (of unit length), whose
+        size they must have. With random weights any linear map of it would do as well.
+        """
+        rows = prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)
+        with torch.no_grad():
+            self.classify.weight.copy_(torch.from_numpy(scale * rows))
+            self.classify.bias.zero_()
 
     def shape(self) -> dict[str, Any]:
         return {"classes": self.classify.out_features}
@@ -122,7 +151,9 @@ class SiameseObjective(Objective):
     """Both members of a pair are classified, and their projections pulled together or apart.
 
     Batches are (inputs, inputs, labels (N,), labels (N,)); both members go through the same
-    network. ``embedding_network`` gives what is used afterwards.
+    network. ``embedding_network`` gives what is used afterwards. The projection starts as one
+    that keeps distances, where it has as many dimensions as there are features: the stage
+    begins with what the one before has reached.
 
     Args:
         trained: student and classifier of the stage before; they are trained on.
@@ -132,6 +163,10 @@ class SiameseObjective(Objective):
         normalised: whether the projections are scaled to unit length first. The paper's are
             not; EdgeID's scores do not see length, and with this the loss does not either.
             Distances then lie in 0..2, and the margin has to.
+        regression: weight of the regression of the stage before, which the paper ends here;
+            batches then have two more members, the teacher's log-probabilities (N, classes)
+            of the first and the second. With few people it keeps the stage from
+            unlearning what the teacher knows of others.
     """
 
     def __init__(
@@ -141,6 +176,7 @@ class SiameseObjective(Objective):
         weight: float = 1.0,
         size: int = PROJECTION,
         normalised: bool = False,
+        regression: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0 < margin <= (2 if normalised else np.inf) or not weight >= 0:
@@ -150,20 +186,28 @@ class SiameseObjective(Objective):
         self.network = trained.network
         self.classify = trained.classify
         self.project = nn.Linear(trained.classify.in_features, size)
+        if size >= trained.classify.in_features:
+            nn.init.eye_(self.project.weight)
+            nn.init.zeros_(self.project.bias)
         self.margin, self.weight, self.normalised = margin, weight, normalised
+        self.unit_features, self.regression = trained.normalised, regression
 
     def loss(self, batch: Batch, progress: float) -> Tensor:  # noqa: ARG002
-        first, second, label1, label2 = batch
+        first, second, label1, label2, *teacher = batch
         # one pass over both members: batch statistics, if any, see the same mixture
         features = self.network(torch.cat([first, second])).float()
         with torch.autocast("cpu", enabled=False):
             labels = torch.cat([label1, label2])
             # the mean over 2N members is half of the two softmax losses of the pairs
-            identity = 2 * functional.cross_entropy(self.classify(features), labels)
-            x = self.project(features)
-            x1, x2 = (functional.normalize(x) if self.normalised else x).chunk(2)
+            x = functional.normalize(features) if self.unit_features else features
+            student = functional.log_softmax(self.classify(x), dim=1)
+            loss = 2 * functional.nll_loss(student, labels)
+            if self.regression:
+                loss = loss + self.regression * log_probability_loss(student, torch.cat(teacher))
+            y = self.project(features)
+            x1, x2 = (functional.normalize(y) if self.normalised else y).chunk(2)
             pairs = contrastive_loss(x1, x2, label1 == label2, self.margin)
-            return identity + self.weight * pairs
+            return loss + self.weight * pairs
 
     def embedding_network(self) -> nn.Module:
         """(N, *shape) -> (N, 256), in evaluation mode, for ``export_torch``."""

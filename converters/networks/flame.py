@@ -161,9 +161,11 @@ class SlimOptions:
     ratio: float = RATIO
 
 
-def slim_vgg11(options: SlimOptions, width: float = 1.0, dim: int = 512) -> VGG11:
+def slim_vgg11(
+    options: SlimOptions, width: float = 1.0, dim: int = 512, *, pooled: bool = False
+) -> VGG11:
     """A VGG11 with the options applied, its weights untrained."""
-    network = VGG11(width, dim)
+    network = VGG11(width, dim, pooled=pooled)
     if options.shrink or options.shallow:
         network.trunk = _vgg_trunk(_slim_plan(options), width)
     if options.structure is not None:

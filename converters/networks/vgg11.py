@@ -13,11 +13,13 @@ class VGG11(nn.Module):
     Args:
         width: multiplies every channel count.
         dim: size of the embedding.
+        pooled: the embedding layer reads the average over all positions, as in paper 003,
+            and the network takes images of any size from 32 x 32 pixels.
 
     Maps (N, 1, 112, 96) float32 to (N, dim), not normalised.
     """
 
-    def __init__(self, width: float = 1.0, dim: int = 512) -> None:
+    def __init__(self, width: float = 1.0, dim: int = 512, *, pooled: bool = False) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         c_in = 1
@@ -33,9 +35,11 @@ class VGG11(nn.Module):
             ]
             c_in = c_out
         self.trunk = nn.Sequential(*layers)
-        self.embed = nn.Linear(c_in * 3 * 3, dim)
+        self.pooled = pooled
+        self.embed = nn.Linear(c_in if pooled else c_in * 3 * 3, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         # x: (N, 1, 112, 96) -> 56x48 -> 28x24 -> 14x12 -> 7x6 -> 3x3
-        embedding: Tensor = self.embed(self.trunk(x).flatten(1))
+        x = self.trunk(x)
+        embedding: Tensor = self.embed(x.mean((2, 3)) if self.pooled else x.flatten(1))
         return embedding

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,6 +85,7 @@ class Zipper(Pass):
     name: ClassVar[str] = "zipper"
 
     def requires(self, graph: Graph, context: Context) -> None:
+        self._check_options()
         pairs = paired_layers(graph, self.entries)
         count = len(blocks_of(len(pairs), self.grouping))
         if self.blocks is not None and not 0 <= self.blocks <= count:
@@ -109,6 +111,17 @@ class Zipper(Pass):
         for number, (a, b) in enumerate(pairs, 1):
             if (a.weight == b.weight) != (number in merged):
                 raise GraphError(f"layer {number} ({a.name!r}, {b.name!r}) is merged wrongly")
+
+    def _check_options(self) -> None:
+        if len(set(self.entries)) < 2:
+            raise GraphError(f"entries {self.entries}: one network cannot be merged with itself")
+        if not 0 < self.rate < math.inf:
+            raise DataError(f"rate {self.rate} must be above 0 and finite")
+        if self.epochs < 0 or self.settle < 1 or self.batch < 2 or not 0 < self.fraction <= 1:
+            raise DataError(
+                f"epochs {self.epochs} (0 or more), settle {self.settle} (1 or more), batch "
+                f"{self.batch} (2 or more), fraction {self.fraction} (above 0, to 1): out of range"
+            )
 
     def schedule(self) -> Schedule:
         """Of the calibration after a block."""
@@ -205,6 +218,20 @@ def merge_block(
     return merged, figures
 
 
+def calibrate_further(
+    graph: Graph,
+    tasks: Sequence[Task],
+    options: Zipper,
+    epochs: int,
+    seed: int = 1,
+    track: Track = untracked,
+) -> tuple[Graph, dict[str, float | int | str]]:
+    """Calibrate a merged graph for so many more epochs; nothing more is merged."""
+    split = split_norms(graph, options.entries)
+    done, loss = train_shared(split, lambda module: module, tasks, options, (seed,), epochs, track)
+    return done, {f"loss/{entry}": v for entry, v in loss.items()}
+
+
 def align_block(
     graph: Graph, block: Sequence[int], options: Zipper
 ) -> tuple[Graph, tuple[Alignment, ...]]:
@@ -242,13 +269,12 @@ def train_shared(
     epochs: int,
     track: Track,
 ) -> tuple[Graph, dict[str, float]]:
-    """Take statistics, share, take them again, calibrate."""
+    """Take statistics, share, calibrate, take statistics again."""
     schedule = replace(options.schedule(), epochs=epochs)
     inputs = draw_inputs(tasks, schedule.settle, (*seed, 0))
     module = NormModule(graph, options.entries)
     module.measure(inputs)
-    module = share(module)
-    module.settle(inputs)
+    module = share(module)  # in training the norms take each batch's statistics
     loss = calibrate_weights(module, tasks, schedule, (*seed, 1), track)
     module.settle(inputs)
     return module.to_graph(), loss
