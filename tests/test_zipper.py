@@ -51,6 +51,7 @@ from edgeid.converters.zipper.zipper import (  # noqa: E402
     align_block,
     block_pairs,
     blocks_of,
+    calibrate_further,
     merge_block,
     merge_sequence,
     regression_tasks,
@@ -273,6 +274,15 @@ def test_calibration_brings_the_embeddings_back(context, tmp_path):
         losses = [regression_loss(y, (y, unit(aim))) for y, aim in zip(got, aims, strict=True)]
         found[epochs] = float(sum(losses))
     assert found[30] < 0.5 * found[0]
+
+
+def test_further_calibration_keeps_what_is_shared(pair, context):
+    tasks = regression_tasks(pair, QUICK, context)
+    merged, _ = merge_block(pair, (1,), tasks, replace(QUICK, epochs=0), (1, 1))
+    further, figures = calibrate_further(merged, tasks, QUICK, 1)
+    assert shared(further) == shared(merged) == 1
+    assert figures.keys() == {"loss/face", "loss/voice"}
+    assert not tensors_equal(further, merged)
 
 
 class Head(torch.nn.Module):

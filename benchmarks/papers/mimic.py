@@ -171,7 +171,9 @@ def weights_of(graph: Graph) -> int:
 
 def main() -> None:
     """Run or resume, write the figures, print the table."""
-    options = arguments(__doc__).parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--steps", type=int, default=TRAINING.steps, help="of each student")
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
     work = options.work or Path("work/papers/mimic")
     name = "mimic" if options.seed == 1 else f"mimic-seed{options.seed}"
@@ -192,7 +194,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     selection, chosen = choose_selection(views, held, names_of(faces[1]))
     people = measured_people(faces, options.quick)
     size = stored_bytes(teacher)
-    steps = 20 if options.quick else TRAINING.steps
+    steps = 20 if options.quick else options.steps
     training = replace(TRAINING, steps=steps, seed=options.seed, threads=options.threads)
     results: dict[str, Any] = {
         "paper": PAPER,
@@ -256,9 +258,9 @@ def claims(results: dict[str, Any]) -> dict[str, str]:
     if rates[0] < rates[1]:
         shares = chosen["unexplained"]
         found["reason"] = (
-            f"{shares['training']:.0%} of the units' variance is left unexplained on crops that the "
-            f"student was trained on, {shares['calibration']:.0%} on people it never saw, after "
-            f"{results['training']['samples']:,} samples: it has not yet fitted its teacher"
+            f"{shares['training']:.0%} of the units' variance is left unexplained on crops that "
+            f"the student was trained on, {shares['calibration']:.0%} on people it never saw, "
+            f"after {results['training']['samples']:,} samples: it has not yet fitted its teacher"
         )
     return found
 

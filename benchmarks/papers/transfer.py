@@ -174,7 +174,9 @@ def weights_of(graph: Graph) -> int:
 
 def main() -> None:
     """Run or resume, write the figures, print the tables."""
-    options = arguments(__doc__).parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--steps", type=int, default=UNITS_TRAINING.steps, help="of the start")
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
     name = "transfer" if options.seed == 1 else f"transfer-seed{options.seed}"
     results = run(options, options.work or Path("work/papers/transfer"))
@@ -195,14 +197,16 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     selection, _ = choose_selection(people.views, held, names_of(faces[1]))
     common = {"seed": options.seed, "threads": options.threads}
     first = replace(TRAINING, steps=20 if options.quick else TRAINING.steps, **common)
-    units = replace(UNITS_TRAINING, steps=20 if options.quick else UNITS_TRAINING.steps, **common)
+    units = replace(UNITS_TRAINING, steps=20 if options.quick else options.steps, **common)
     second = replace(SIAMESE, steps=10 if options.quick else SIAMESE.steps, **common)
     started = time.monotonic()
 
     def student() -> TransferObjective:
         out = Path("work/papers/mimic") / f"selected-{units.seed}-{units.steps}.pt"
         network = train_start(people.views, selection.indices, units, out)
-        return train_first(people, network, first, work / f"transfer-{first.seed}-{first.steps}.pt")
+        return train_first(
+            people, network, first, work / f"transfer-{first.seed}-{units.steps}-{first.steps}.pt"
+        )
 
     graphs = {"teacher": teacher, "student": export_torch(student().network, SHAPE, "face")}
     seconds = {"student": round(time.monotonic() - started)}
@@ -210,7 +214,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     found = {}
     for rate in RATES:
         started = time.monotonic()
-        out = work / f"siamese-{second.seed}-{second.steps}-{rate:g}.pt"
+        out = work / f"siamese-{second.seed}-{units.steps}-{second.steps}-{rate:g}.pt"
         network = train_second(people, student, replace(second, rate=rate), out)
         found[rate] = export_torch(network, SHAPE, "face")
         errors[f"{rate:g}"] = embed_faces(found[rate], faces[1]).error()
