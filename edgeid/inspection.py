@@ -70,6 +70,7 @@ class ModelSummary:
     encodings: tuple[EncodingSummary, ...]
     calibration: tuple[OperatingPoint, ...]
     golden_vectors: int
+    scales: int
     recipe: tuple[Any, ...]
     card: dict[str, Any]
 
@@ -100,11 +101,36 @@ class ModelSummary:
             ),
             "",
             f"golden vectors: {self.golden_vectors}",
-            f"recipe: {'; '.join(str(step) for step in self.recipe) or 'none'}",
+            f"activations with an 8-bit form: {self.scales}",
+            f"recipe: {'' if self.recipe else 'none'}".rstrip(),
         ]  # fmt: skip
+        for number, step in enumerate(self.recipe, 1):
+            lines += _step_lines(f"  {number} ", step)
         if card:
             lines += ["", "model card", *_card_lines(self.card, "  ")]
-        return lines
+        return [_printable(line) for line in lines]
+
+
+def _printable(line: str) -> str:
+    """A file's text cannot steer the terminal: control characters become question marks."""
+    return "".join(c if c.isprintable() else "?" for c in line)
+
+
+def _step_lines(indent: str, step: Any) -> list[str]:
+    """A pass of a recipe with its options; those that are empty say nothing."""
+    if not isinstance(step, dict):
+        return [f"{indent}{step}"]
+    options = [f"{k} {_option(v)}" for k, v in step.items() if k != "pass" and v not in (None, [])]
+    text = f"{step.get('pass', '?')}: {', '.join(options)}" if options else str(step.get("pass"))
+    return textwrap.wrap(text, 96, initial_indent=indent, subsequent_indent=" " * len(indent))
+
+
+def _option(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"({', '.join(f'{k} {_option(v)}' for k, v in value.items())})"
+    if isinstance(value, list):
+        return " ".join(map(_option, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _card_lines(value: Any, indent: str) -> list[str]:
@@ -141,6 +167,7 @@ def inspect_model(path: str | Path) -> ModelSummary:
         encodings=_encodings(file.graph),
         calibration=_calibration(file),
         golden_vectors=len(file.golden),
+        scales=len(file.graph.scales),
         recipe=tuple(file.recipe),
         card=file.card,
     )

@@ -101,6 +101,23 @@ def test_inspect_prints_a_table_and_on_demand_the_card(
     assert record["encodings"][0]["weights"] == 4
 
 
+def test_a_recipe_is_shown_step_by_step_and_steers_no_terminal(
+    fake_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [
+        {"pass": "zipper", "blocks": 8, "balance": False, "grouping": None},
+        {"pass": "codebook", "calibration": {"steps": 5}, "layers": []},
+        {"pass": "\x1b[31m", "entries": ["face", "voice"]},
+    ]
+    path = tmp_path / "m.edgeid"
+    write_model(ModelFile(fake_model.file.graph, recipe=steps), path)
+    assert main(["inspect", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "  1 zipper: balance false, blocks 8\n" in text
+    assert "  2 codebook: calibration (steps 5)\n" in text
+    assert "  3 ?[31m: entries face voice\n" in text
+
+
 def test_inspect_of_a_damaged_file(model_path: Path) -> None:
     model_path.write_bytes(model_path.read_bytes()[:-1])
     with pytest.raises(ModelFormatError):
