@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeid.converters.named_recipes import Ladder, Recipe
-from edgeid.converters.recipe import Context, finished_steps, run_recipe
+from edgeid.converters.recipe import Context, PassReport, finished_steps, run_recipe
 from edgeid.converters.report.steps import Judge, Rate, Step
 from edgeid.runtime.errors import DataError
 from edgeid.runtime.format import ModelFile, dump_model
@@ -82,10 +82,10 @@ def compress(
     tried: list[str] = []
     smallest: int | None = None
     for recipe in _order(ladder, limits):
-        made, _ = run_recipe(recipe, graph, context)
+        made, reports = run_recipe(recipe, graph, context)
         size = len(dump_model(ModelFile(made)))
         drops = _drops(before, judge(made)) if judge is not None else {}
-        steps = _steps(recipe, graph, context)
+        steps = _steps(recipe, graph, context, reports)
         problem = _problem(size, drops, limits)
         if problem is None:
             return Compressed(made, recipe, steps, size, drops, tuple(tried))
@@ -122,9 +122,12 @@ def _drops(before: Mapping[str, Rate], after: Mapping[str, Rate]) -> dict[str, f
     }
 
 
-def _steps(recipe: Recipe, graph: Graph, context: Context) -> tuple[Step, ...]:
+def _steps(
+    recipe: Recipe, graph: Graph, context: Context, reports: Sequence[PassReport]
+) -> tuple[Step, ...]:
     steps = [Step(ORIGINAL, graph, None)]
-    for number, (report, made) in enumerate(finished_steps(recipe, graph, context), 1):
+    graphs = (made for _, made in finished_steps(recipe, graph, context))
+    for number, (report, made) in enumerate(zip(reports, graphs, strict=True), 1):
         steps.append(Step(f"{number} {report.name}", made, report))
     return tuple(steps)
 

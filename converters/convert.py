@@ -89,16 +89,18 @@ class ConvertReport:
         }
 
     def lines(self) -> list[str]:
-        """For people."""
+        """For people: what was tried, every pass, the result."""
         lines = [f"tried: {line}" for line in self.compressed.tried]
         for step in self.compressed.steps:
             lines += step.report.text() if step.report else []
-        lines += [
-            f"{entry}: {drop:+.2f} points of errors"
-            for entry, drop in self.compressed.drops.items()
-        ]
-        lines.append(f"wrote {self.out}: {self.size:,} bytes")
+        return [*lines, *self.summary()]
+
+    def summary(self) -> list[str]:
+        """For people: the result."""
+        lines = [f"wrote {self.out}: {self.size:,} bytes"]
         lines += [f"  {name}: {count:,} weights" for name, count in self.parameters.items()]
+        for entry, drop in self.compressed.drops.items():
+            lines.append(f"  {entry}: {drop:+.2f} percentage points of errors on people held out")
         if self.calibration is None:
             lines.append("  no calibration: it can embed, and cannot decide")
         return lines

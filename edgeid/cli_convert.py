@@ -198,7 +198,7 @@ def _write_report(
 
     held = people.held_out(HELD_OUT).samples if people is not None else {}
     measured = measure_steps(report.compressed.steps, held, judge)
-    paths = write_report(folder, measured, title=report.out.name, lines=report.lines())
+    paths = write_report(folder, measured, title=report.out.name, lines=report.summary())
     return [f"wrote {path}" for path in paths]
 
 

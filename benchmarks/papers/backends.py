@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,13 @@ def face_figures(
 def teacher_figures(graph: Graph, faces: tuple[FaceSet, FaceSet], cache: Path) -> dict[str, Any]:
     """``face_figures`` of a teacher, kept in ``cache``: it has a folder to itself."""
     path = cache / f"figures-{len(faces[0].crops)}.json"
+    return kept_figures(path, lambda: face_figures(graph, *faces))
+
+
+def kept_figures(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was measured before and kept at ``path``, or is now."""
     if not path.is_file():
-        save_results(path, face_figures(graph, *faces))
+        save_results(path, make())
     found: dict[str, Any] = json.loads(path.read_bytes())
     return found
 

@@ -20,10 +20,10 @@ and the development speakers are looked at once, at the end.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from benchmarks.papers.backends import (
     embed_faces,
     face_figures,
+    kept_figures,
     measured_people,
     names_of,
     teacher_figures,
@@ -55,7 +56,7 @@ from edgeid.converters.distillation.transfer_pass import mean_embeddings
 from edgeid.converters.graphs.torch_graph import export_torch
 from edgeid.converters.networks.student import CompactStudent
 from edgeid.converters.training.checkpoint import load_network
-from edgeid.converters.training.faces import data_directory, read_faces
+from edgeid.converters.training.faces import FaceSet, data_directory, read_faces
 from edgeid.converters.training.teacher import OnnxTeacher
 from edgeid.converters.training.training import Batch, TrainOptions
 from edgeid.runtime.graph import Graph
@@ -160,11 +161,9 @@ def train_second(
 
 def measure_voice(data: Path, path: Path) -> dict[str, Any]:
     """Figures of the voice original, which has no student here; kept at ``path``."""
-    if not path.is_file():
-        voice = export_torch(load_network(Path("work/voice2.pt")), SHAPE, "voice")
-        save_results(path, {"weights": weights_of(voice)} | voice_figures(voice, data))
-    found: dict[str, Any] = json.loads(path.read_bytes())
-    return found
+    voice = export_torch(load_network(Path("work/voice2.pt")), SHAPE, "voice")
+    measured = kept_figures(path, lambda: voice_figures(voice, data))
+    return {"weights": weights_of(voice)} | measured
 
 
 def weights_of(graph: Graph) -> int:
@@ -196,52 +195,65 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     held = people.views.standardised(units_of(teacher, faces[1].crops))
     selection, _ = choose_selection(people.views, held, names_of(faces[1]))
     common = {"seed": options.seed, "threads": options.threads}
-    first = replace(TRAINING, steps=20 if options.quick else TRAINING.steps, **common)
-    units = replace(UNITS_TRAINING, steps=20 if options.quick else options.steps, **common)
-    second = replace(SIAMESE, steps=10 if options.quick else SIAMESE.steps, **common)
+    plan = Plan(
+        replace(UNITS_TRAINING, steps=20 if options.quick else options.steps, **common),
+        replace(TRAINING, steps=20 if options.quick else TRAINING.steps, **common),
+        replace(SIAMESE, steps=10 if options.quick else SIAMESE.steps, **common),
+    )
     started = time.monotonic()
-
-    def student() -> TransferObjective:
-        out = Path("work/papers/mimic") / f"selected-{units.seed}-{units.steps}.pt"
-        network = train_start(people.views, selection.indices, units, out)
-        return train_first(
-            people, network, first, work / f"transfer-{first.seed}-{units.steps}-{first.steps}.pt"
-        )
-
-    graphs = {"teacher": teacher, "student": export_torch(student().network, SHAPE, "face")}
-    seconds = {"student": round(time.monotonic() - started)}
-    errors: dict[str, float] = {}
-    found = {}
-    for rate in RATES:
-        started = time.monotonic()
-        out = work / f"siamese-{second.seed}-{units.steps}-{second.steps}-{rate:g}.pt"
-        network = train_second(people, student, replace(second, rate=rate), out)
-        found[rate] = export_torch(network, SHAPE, "face")
-        errors[f"{rate:g}"] = embed_faces(found[rate], faces[1]).error()
-        seconds[f"siamese, rate {rate:g}"] = round(time.monotonic() - started)
-    graphs["siamese"] = found[min(RATES, key=lambda rate: errors[f"{rate:g}"])]
+    stages, errors = train_stages(people, selection.indices, plan, faces[1], work)
+    seconds = round(time.monotonic() - started)
     measured = measured_people(faces, options.quick)
-    voices = {} if options.quick else {"teacher": measure_voice(data, work / "voices.json")}
+    figures = {"teacher": {"weights": weights_of(teacher)}}
+    figures["teacher"] |= teacher_figures(teacher, measured, cache)
+    for name, (graph, out) in stages.items():
+        kept = partial(face_figures, graph, *measured)
+        figures[name] = {"weights": weights_of(graph)}
+        figures[name] |= kept_figures(out.with_suffix(".json"), kept)
     return {
         "paper": PAPER,
         "seed": options.seed,
         "classes": people.classes,
         "stages": STAGES,
-        "units_training": asdict(units) | {"start": None},
-        "training": asdict(first) | {"start": None},
-        "siamese": asdict(second) | {"start": None, "calibration_eer": errors},
-        "seconds": seconds,
-        "faces": {
-            name: {"weights": weights_of(graph)}
-            | (
-                teacher_figures(graph, measured, cache)
-                if name == "teacher"
-                else face_figures(graph, *measured)
-            )
-            for name, graph in graphs.items()
-        },
-        "voices": voices,
+        "units_training": asdict(plan.units) | {"start": None},
+        "training": asdict(plan.first) | {"start": None},
+        "siamese": asdict(plan.second) | {"start": None, "calibration_eer": errors},
+        "seconds_of_training_in_this_run": seconds,
+        "faces": figures,
+        "voices": {} if options.quick else {"teacher": measure_voice(data, work / "voices.json")},
     }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Regression of the units, first training, Siamese stage."""
+
+    units: TrainOptions
+    first: TrainOptions
+    second: TrainOptions
+
+
+def train_stages(
+    people: People, units: NDArray[np.intp], plan: Plan, held: FaceSet, work: Path
+) -> tuple[dict[str, tuple[Graph, Path]], dict[str, float]]:
+    """Student and Siamese student with their checkpoints, and the calibration error by rate."""
+    start = Path("work/papers/mimic") / f"selected-{plan.units.seed}-{plan.units.steps}.pt"
+    steps = f"{plan.first.seed}-{plan.units.steps}-{plan.first.steps}"
+    out = work / f"transfer-{steps}.pt"
+
+    def student() -> TransferObjective:
+        network = train_start(people.views, units, plan.units, start)
+        return train_first(people, network, plan.first, out)
+
+    stages = {"student": (export_torch(student().network, SHAPE, "face"), out)}
+    found, errors = {}, {}
+    for rate in RATES:
+        second = work / f"siamese-{steps}-{plan.second.steps}-{rate:g}.pt"
+        network = train_second(people, student, replace(plan.second, rate=rate), second)
+        found[rate] = export_torch(network, SHAPE, "face"), second
+        errors[f"{rate:g}"] = embed_faces(found[rate][0], held).error()
+    stages["siamese"] = found[min(RATES, key=lambda rate: errors[f"{rate:g}"])]
+    return stages, errors
 
 
 def markdown(results: dict[str, Any]) -> str:
