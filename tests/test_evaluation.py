@@ -342,7 +342,7 @@ def test_archives_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_large_members_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeid.members.MAX_MEMBER_BYTES", 10)
+    monkeypatch.setattr("edgeid.runtime.members.MAX_MEMBER_BYTES", 10)
     with Members(_zip(tmp_path / "a.zip", {"a/b": bytes(11), "a/c": bytes(10)})) as members:
         assert members.read("a/c") == bytes(10)
         with pytest.raises(DataError, match="11 bytes"):

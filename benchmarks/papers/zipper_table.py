@@ -22,6 +22,7 @@ NAMES = {
     "unaligned": "zipper, not aligned",
     "naive": "naive",
     "further": "zipper, calibrated further",
+    "naive-further": "naive, calibrated further",
 }
 SETS = ("audiomnist", "ravdess", "speechocean")
 COMPARED = (4, 8, 10, 12)
@@ -32,8 +33,16 @@ COLOURS = {
     "unaligned": "#E69F00",
     "naive": "#D55E00",
     "further": "#CC79A7",
+    "naive-further": "#E69F00",
 }
-MARKS = {"filter": "o", "score": "s", "unaligned": "^", "naive": "X", "further": "D"}
+MARKS = {
+    "filter": "o",
+    "score": "s",
+    "unaligned": "^",
+    "naive": "X",
+    "further": "D",
+    "naive-further": "P",
+}
 
 
 def summarise(folder: Path) -> str:
@@ -114,6 +123,7 @@ def paper_table(start: Model, lost: list[dict[str, Any]]) -> str:
         ["mean drop at 12 blocks, points", "< 3", shown("filter")],
         ["the same, naive", "no number; better face, worse voice", shown("naive")],
         ["the same, calibrated further", "-", shown("further")],
+        ["naive, calibrated further", "-", shown("naive-further")],
     ]
     return table(["", "paper", "ours"], rows)
 
@@ -190,7 +200,7 @@ def _lines(axes: Axes, start: Model, merged: list[Model], value: Callable[[Model
         run = [m for m in merged if (m["variant"], m["seed"]) == (variant, seed)]
         number = named[variant] = named.get(variant, 0) + 1
         first = number == 1
-        shown = [start, *run] if first and variant != "further" else run
+        shown = [start, *run] if first and not variant.endswith("further") else run
         axes.plot(
             [m["blocks"] for m in shown],
             [value(m) for m in shown],
