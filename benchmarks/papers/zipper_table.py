@@ -67,7 +67,7 @@ def read_models(folder: Path) -> list[Model]:
     """The evaluated models of all runs, by blocks."""
     found = []
     for path in sorted(folder.glob("zipper*.json")):
-        if re.fullmatch(r"zipper(-[a-z]+)?-seed\d+\.json", path.name):
+        if re.fullmatch(r"zipper(-[a-z]+)*-seed\d+\.json", path.name):
             run = json.loads(path.read_text())
             about = {"variant": run["variant"], "seed": run["seed"]}
             found += [about | model for model in run["models"] if "face" in model]
