@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeid.converters.compression import Compressed, Limits, compress
 from edgeid.converters.model_scores import Scoring, score_model
 from edgeid.converters.named_recipes import Ladder, named_ladder
@@ -152,7 +150,7 @@ def convert(
     Model.load(out)  # what was written can be read, and still answers the same
     if work is None:
         shutil.rmtree(folder, ignore_errors=True)
-    counts = {FACE: _count(networks.face), VOICE: _count(networks.voice)}
+    counts = {FACE: networks.face.weight_count, VOICE: networks.voice.weight_count}
     return ConvertReport(out, size, counts, scores, compressed)
 
 
@@ -220,7 +218,3 @@ def _check_folder(out: Path) -> None:
     """Better to know before the work of hours than after it."""
     if not out.parent.is_dir():
         raise ModelError(f"there is no folder {out.parent} to write {out.name} to")
-
-
-def _count(graph: Graph) -> int:
-    return sum(int(np.prod(tensor.shape)) for tensor in graph.tensors.values())

@@ -92,7 +92,7 @@ def named_ladder(name: str, weights: Weights = "float16", budget: int | None = N
     if budget is not None and name.endswith("codebook"):
         before = ladder.recipes[0][:-1]
         ladder = Ladder(
-            ((*before, SharedCodebooks(budget=budget, apart=True, calibration=CALIBRATION)),)
+            ((*before, SharedCodebooks(budget=budget, calibration=CALIBRATION)),)
         )
     last: Recipe = (Encode(weights),)
     if name != "plain":

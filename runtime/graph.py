@@ -112,6 +112,11 @@ class Graph:
                 return entry
         raise GraphError(f"no entry {name!r}; the graph has {[e.name for e in self.entries]}")
 
+    @property
+    def weight_count(self) -> int:
+        """Weights of all entries; what several layers share counts once."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
     def layers_of(self, entry_name: str) -> tuple[Layer, ...]:
         """The layers that the entry's output depends on, in execution order."""
         needed = {self.entry(entry_name).output}

@@ -132,7 +132,7 @@ def measure_student(
     stored = in_int8(graph)
     sizes = {"float32": stored_bytes(graph), "int8": stored_bytes(stored)}
     return {
-        "weights": weights_of(graph),
+        "weights": graph.weight_count,
         "bytes": sizes,
         "times_smaller": {name: teacher_bytes / size for name, size in sizes.items()},
         "float32": {"cosine": evaluate_faces(graph)},
@@ -162,11 +162,6 @@ def in_int8(graph: Graph) -> Graph:
         for name, tensor in graph.tensors.items()
     }
     return replace(graph, tensors=tensors)
-
-
-def weights_of(graph: Graph) -> int:
-    """All numbers that a graph holds."""
-    return sum(int(np.prod(tensor.shape)) for tensor in graph.tensors.values())
 
 
 def main() -> None:
@@ -201,7 +196,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "seed": options.seed,
         "training": asdict(training) | {"start": None, "samples": training.steps * training.batch},
         "selection": chosen,
-        "teacher": {"bytes": size, "weights": weights_of(teacher)}
+        "teacher": {"bytes": size, "weights": teacher.weight_count}
         | teacher_figures(teacher, people, cache),
     }
     everything = np.arange(views.units[0].shape[1])

@@ -164,12 +164,7 @@ def measure_voice(data: Path, path: Path) -> dict[str, Any]:
     """Figures of the voice original, which has no student here; kept at ``path``."""
     voice = export_torch(load_network(Path("work/voice2.pt")), SHAPE, "voice")
     measured = kept_figures(path, lambda: voice_figures(voice, data))
-    return {"weights": weights_of(voice)} | measured
-
-
-def weights_of(graph: Graph) -> int:
-    """All numbers that a graph holds."""
-    return sum(int(np.prod(tensor.shape)) for tensor in graph.tensors.values())
+    return {"weights": voice.weight_count} | measured
 
 
 def main() -> None:
@@ -205,11 +200,11 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     stages, errors = train_stages(people, selection.indices, plan, faces[1], work)
     seconds = round(time.monotonic() - started)
     measured = measured_people(faces, options.quick)
-    figures = {"teacher": {"weights": weights_of(teacher)}}
+    figures = {"teacher": {"weights": teacher.weight_count}}
     figures["teacher"] |= teacher_figures(teacher, measured, cache)
     for name, (graph, out) in stages.items():
         kept = partial(face_figures, graph, *measured)
-        figures[name] = {"weights": weights_of(graph)}
+        figures[name] = {"weights": graph.weight_count}
         figures[name] |= kept_figures(out.with_suffix(".json"), kept)
     return {
         "paper": PAPER,

@@ -191,14 +191,11 @@ def measure_steps(
         codebooks = codebook_use(steps[-1].graph)
         bar.update()
     measured = [
-        MeasuredStep(
-            name=step.name,
-            report=step.report,
-            size=measure_size(step.graph),
-            costs={entry: layer_costs(step.graph, entry) for entry in entries},
-            latency={entry: latency[entry][number] for entry in entries},
-            rates={entry: r for entry, r in rates[number].items() if entry in entries},
-            similarity={e: compare(y, embedded[number][e]) for e, y in embedded[0].items()},
+        _measured(
+            step,
+            {entry: latency[entry][number] for entry in entries},
+            rates[number],
+            {entry: compare(y, embedded[number][entry]) for entry, y in embedded[0].items()},
         )
         for number, step in enumerate(steps)
     ]
@@ -211,6 +208,23 @@ def measure_steps(
         engine=engines[0].name,
         threads=thread_count(threads),
         machine=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def _measured(
+    step: Step,
+    latency: dict[str, Latency],
+    rates: Mapping[str, Rate],
+    similarity: dict[str, Similarity],
+) -> MeasuredStep:
+    return MeasuredStep(
+        name=step.name,
+        report=step.report,
+        size=measure_size(step.graph),
+        costs={entry: layer_costs(step.graph, entry) for entry in latency},
+        latency=latency,
+        rates={entry: rate for entry, rate in rates.items() if entry in latency},
+        similarity=similarity,
     )
 
 

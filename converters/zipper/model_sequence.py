@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +102,7 @@ class ModelSequence:
 
     def _model(self, blocks: int, graph: Graph, figures: Figures) -> MergedModel:
         path = self.path(blocks)
-        weights = sum(math.prod(tensor.shape) for tensor in graph.tensors.values())
-        return MergedModel(blocks, graph, path, weights, path.stat().st_size, figures)
+        return MergedModel(blocks, graph, path, graph.weight_count, path.stat().st_size, figures)
 
     def _heads(self) -> dict[str, nn.Module]:
         return {t.entry: t.loss for t in self.tasks if isinstance(t.loss, nn.Module)}
