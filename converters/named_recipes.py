@@ -91,9 +91,7 @@ def named_ladder(name: str, weights: Weights = "float16", budget: int | None = N
     ladder = LADDERS[name]()
     if budget is not None and name.endswith("codebook"):
         before = ladder.recipes[0][:-1]
-        ladder = Ladder(
-            ((*before, SharedCodebooks(budget=budget, calibration=CALIBRATION)),)
-        )
+        ladder = Ladder(((*before, SharedCodebooks(budget=budget, calibration=CALIBRATION)),))
     last: Recipe = (Encode(weights),)
     if name != "plain":
         last = (*last, ActivationScales())
