@@ -192,6 +192,7 @@ def _joined(graph: Graph, other: Graph) -> Graph:
         (*graph.layers, *other.layers),
         {**graph.tensors, **other.tensors},
         {**graph.scales, **other.scales},
+        {**graph.table_scales, **other.table_scales},
     )
     joined.validate()
     return joined

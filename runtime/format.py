@@ -49,7 +49,8 @@ class ModelFile:
     """What an ``.edgeid`` file holds.
 
     ``face``, ``voice``, ``calibration``, ``card`` and ``recipe`` are JSON that their owners
-    validate. ``golden`` is a list of {"entry", "seed", "embedding"}. ``model_version`` counts
+    validate. ``golden`` is a list of {"entry", "seed", "embedding"}, with "native" where the
+    graph has scales. ``model_version`` counts
     up from 1 with each release of a model, so that a device can refuse to go back.
     """
 
@@ -268,15 +269,17 @@ def _check_golden(golden: list[Any], graph: Graph) -> None:
         raise ModelFormatError(f"{len(golden)} golden vectors, more than {MAX_GOLDEN}")
     for index, item in enumerate(golden):
         where = f"golden vector {index}"
-        found = check_keys(item, {"entry", "seed", "embedding"}, where)
+        exact = {"native"} if isinstance(item, dict) and "native" in item else set()
+        found = check_keys(item, {"entry", "seed", "embedding"} | exact, where)
         entry = graph.entry(check_name(found["entry"], where))
         if check_int(found["seed"], where) < 0:
             raise ModelFormatError(f"{where}: seed {found['seed']} is negative")
-        values = found["embedding"]
         shape = graph.infer_shapes(entry.name)[entry.output]
-        if not isinstance(values, list) or any(type(v) not in (int, float) for v in values):
-            raise ModelFormatError(f"{where}: the embedding must be a list of numbers")
-        if shape != (len(values),):
-            raise ModelFormatError(
-                f"{where}: {len(values)} values, entry {entry.name!r} gives {shape}"
-            )
+        for name in ("embedding", *exact):
+            values = found[name]
+            if not isinstance(values, list) or any(type(v) not in (int, float) for v in values):
+                raise ModelFormatError(f"{where}: the {name} must be a list of numbers")
+            if shape != (len(values),):
+                raise ModelFormatError(
+                    f"{where}: {len(values)} values, entry {entry.name!r} gives {shape}"
+                )

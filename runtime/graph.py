@@ -13,7 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from edgeid.runtime.activation_scale import ActivationScale, scales_from_dict, scales_to_dict
+from edgeid.runtime.activation_scale import (
+    MAX_SCALE,
+    MIN_SCALE,
+    ActivationScale,
+    scales_from_dict,
+    scales_to_dict,
+)
 from edgeid.runtime.encoding import Tensor
 from edgeid.runtime.errors import GraphError
 from edgeid.runtime.layer_json import (
@@ -96,14 +102,16 @@ class Graph:
     """Layers in execution order over named weights, with one or more entries.
 
     ``scales`` says, by activation, how an integer engine stores what convolutions and fully
-    connected layers read; other engines need none. They fit the weights they were calibrated
-    with: what changes layers or weights starts from a graph without.
+    connected layers read, and ``table_scales``, by layer, what one step of its look-up tables
+    stands for; other engines need neither. They fit the weights they were calibrated with:
+    what changes layers or weights starts from a graph without.
     """
 
     entries: tuple[Entry, ...]
     layers: tuple[Layer, ...]
     tensors: dict[str, Tensor]
     scales: Mapping[str, ActivationScale] = field(default_factory=dict)
+    table_scales: Mapping[str, float] = field(default_factory=dict)
 
     def entry(self, name: str) -> Entry:
         """The entry of that name; raises GraphError listing what there is."""
@@ -217,11 +225,21 @@ def _check_scales(graph: Graph) -> None:
             )
         if not isinstance(scale, ActivationScale):
             raise GraphError(f"the scale of activation {name!r} is a {type(scale).__name__}")
+    layers = {layer.name for layer in graph.layers}
+    for name, value in graph.table_scales.items():
+        if name not in layers:
+            raise GraphError(f"there is a table scale for layer {name!r:.80}, which is not there")
+        if type(value) not in (int, float) or not MIN_SCALE <= value <= MAX_SCALE:
+            raise GraphError(f"table scale of layer {name!r} is {value!r:.80}, not 2^-119..2^119")
 
 
 def graph_to_dict(graph: Graph) -> dict[str, Any]:
     """JSON form of entries, layers and scales; the tensors are stored beside it."""
-    scales = {"scales": scales_to_dict(graph.scales)} if graph.scales else {}
+    scales: dict[str, Any] = {}
+    if graph.scales:
+        scales["scales"] = scales_to_dict(graph.scales)
+    if graph.table_scales:
+        scales["table_scales"] = {name: float(v) for name, v in graph.table_scales.items()}
     return scales | {
         "entries": [
             {"name": e.name, "input": e.input, "shape": list(e.shape), "output": e.output}
@@ -249,8 +267,8 @@ def graph_from_dict(value: object, tensors: Mapping[str, Tensor]) -> Graph:
         GraphError: naming the layer or field that is wrong.
     """
     if isinstance(value, dict):
-        value = {"scales": {}} | value  # files of before there were scales have none
-    found = check_keys(value, {"entries", "layers", "scales"}, "graph")
+        value = {"scales": {}, "table_scales": {}} | value  # older files have none
+    found = check_keys(value, {"entries", "layers", "scales", "table_scales"}, "graph")
     entries = check_list(found["entries"], MAX_ENTRIES, "graph, entries")
     layers = check_list(found["layers"], MAX_LAYERS, "graph, layers")
     graph = Graph(
@@ -258,9 +276,16 @@ def graph_from_dict(value: object, tensors: Mapping[str, Tensor]) -> Graph:
         layers=tuple(layer_from_dict(v, f"layer number {i}") for i, v in enumerate(layers)),
         tensors=dict(tensors),
         scales=scales_from_dict(found["scales"]),
+        table_scales=_table_scales(found["table_scales"]),
     )
     graph.validate()
     return graph
+
+
+def _table_scales(value: object) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise GraphError(f"graph, table_scales: expected an object, found {type(value).__name__}")
+    return {check_name(name, "graph, table_scales"): scale for name, scale in value.items()}
 
 
 def _prefixed(layer: Layer, prefix: str) -> Layer:
@@ -285,6 +310,7 @@ def merge_graphs(**graphs: Graph) -> Graph:
     layers: list[Layer] = []
     tensors: dict[str, Tensor] = {}
     scales: dict[str, ActivationScale] = {}
+    table_scales: dict[str, float] = {}
     for name, graph in graphs.items():
         if len(graph.entries) != 1:
             raise GraphError(f"{name}: needs one entry to merge, has {len(graph.entries)}")
@@ -293,6 +319,7 @@ def merge_graphs(**graphs: Graph) -> Graph:
         layers.extend(_prefixed(layer, prefix) for layer in graph.layers)
         tensors.update({prefix + key: tensor for key, tensor in graph.tensors.items()})
         scales.update({prefix + key: scale for key, scale in graph.scales.items()})
-    merged = Graph(tuple(entries), tuple(layers), tensors, scales)
+        table_scales.update({prefix + key: scale for key, scale in graph.table_scales.items()})
+    merged = Graph(tuple(entries), tuple(layers), tensors, scales, table_scales)
     merged.validate()
     return merged

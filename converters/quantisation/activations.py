@@ -19,15 +19,18 @@ from numpy.typing import NDArray
 
 from edgeid.converters.graphs.embedding_similarity import similarity
 from edgeid.converters.graphs.torch_graph import GraphModule
+from edgeid.converters.quantisation.table_scales import choose_table_scales, looked_up
 from edgeid.converters.recipe import Context, Figures, Pass, PassResult
 from edgeid.runtime.activation_scale import LEVELS, ActivationScale
 from edgeid.runtime.encoding import FloatArray
 from edgeid.runtime.errors import DataError, GraphError
 from edgeid.runtime.graph import Conv, Gemm, Graph
+from edgeid.runtime.native.engine import integer_engine
 from edgeid.runtime.reference import ReferenceEngine
 
 BATCH = 8  # samples at once: all activations of a batch are in memory
 BINS = 1024  # of a histogram, on each side of zero
+TABLE_SAMPLES = 16  # of which look-up tables are taken, each with many entries
 HELD_OUT = 10  # one sample in ten is measured on, the others calibrate
 MIN_SAMPLES = 3  # one to calibrate, two to tell apart
 
@@ -39,7 +42,8 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class ActivationScales(Pass):
-    """Choose the scale and zero point of every activation that a weighted layer reads.
+    """Choose the scale and zero point of every activation that a weighted layer reads, and what
+    a step of the tables stands for where the native engine computes a layer by look-up.
 
     Rules: convolutions and fully connected layers are weighted; what they read is often the
     network's input, and then gets a scale too. A scale holds for a whole activation. Layers
@@ -102,11 +106,19 @@ class ActivationScales(Pass):
             for name, seen in histograms.items()
         }
         scaled = replace(graph, scales=dict(graph.scales) | chosen)
+        tables = dict(graph.table_scales)
+        for entry, x in calibration.items():
+            layers = looked_up(scaled, entry)
+            some = {entry: x[:TABLE_SAMPLES]}
+            if layers:
+                seen = _activations(graph, some, context, "tables")
+                tables |= choose_table_scales(scaled, layers, ((n, v.numpy()) for n, v in seen))
+        scaled = replace(scaled, table_scales=tables)
         return _measured(scaled, chosen, held_out, context)
 
     def ensures(self, before: Graph, after: Graph, context: Context) -> None:
         """Raise GraphError unless all asked for have a scale, and nothing else has changed."""
-        if replace(after, scales=before.scales) != before:
+        if replace(after, scales=before.scales, table_scales=before.table_scales) != before:
             raise GraphError("layers, entries or weights have changed, only scales may")
         for entry in self._entries(after, context):
             missing = [name for name in weighted_inputs(after, entry) if name not in after.scales]
@@ -239,7 +251,7 @@ def _measured(
         {entry: engine.run(entry, x) for entry, x in held_out.items()}
         for engine in (
             ReferenceEngine(graph, context.threads),
-            ReferenceEngine(graph, context.threads, quantised=True),
+            integer_engine(graph, context.threads),
         )
     )
     for entry, cosine in similarity(before, after).items():

@@ -1,0 +1,25 @@
+"""The C kernels (``csrc/module.c``). Absent where the package was built without a compiler."""
+
+from typing_extensions import Buffer
+
+FIELDS: int
+
+def levels() -> tuple[str, ...]: ...
+
+class Pool:
+    def __new__(cls, threads: int) -> Pool: ...
+
+class Program:
+    bytes: int
+    def __new__(
+        cls,
+        records: Buffer,
+        slots: Buffer,
+        blob: Buffer,
+        input: int,
+        output: int,
+        result: int,
+        isa: str | None,
+    ) -> Program: ...
+    def run(self, pool: Pool, input: Buffer, output: Buffer) -> None: ...
+    def profile(self, pool: Pool, input: Buffer, output: Buffer, seconds: Buffer) -> None: ...

@@ -1,0 +1,140 @@
+"""The native engine: C kernels that compute convolutions from codebooks by table look-up."""
+
+from __future__ import annotations
+
+import math
+import os
+from types import ModuleType
+
+import numpy as np
+
+from edgeid.runtime.encoding import FloatArray
+from edgeid.runtime.engine import check_input
+from edgeid.runtime.errors import EngineError
+from edgeid.runtime.graph import Graph
+from edgeid.runtime.native import oracle
+from edgeid.runtime.native.planner import plan
+from edgeid.runtime.native.records import make_records
+
+
+def levels() -> tuple[str, ...]:
+    """The instruction sets that can be used here, best last; empty without the C extension."""
+    try:
+        from edgeid.runtime import _native
+    except ImportError:
+        return ()
+    return _native.levels()
+
+
+class OracleEngine:
+    """The same bits as the native engine, computed by numpy: slow, and needs no compiler."""
+
+    name = "oracle"
+
+    def __init__(self, graph: Graph) -> None:
+        """``graph`` is valid."""
+        self._graph = graph
+        self._programs = {e.name: plan(graph, e.name) for e in graph.entries}
+
+    def run(self, entry: str, x: FloatArray) -> FloatArray:
+        """See ``Engine.run``."""
+        return oracle.run(self._programs[entry], check_input(self._graph, entry, x))
+
+
+def integer_engine(graph: Graph, threads: int = 1) -> NativeEngine | OracleEngine:
+    """The native engine where it was built, else the oracle: they answer the same."""
+    return NativeEngine(graph, threads) if levels() else OracleEngine(graph)
+
+
+class NativeEngine:
+    """Runs the entries of a graph; the name of the instruction set is ``isa``.
+
+    Safe to share between Python threads, which it does not hold up: the interpreter's lock
+    is released while it computes. In a forked child it works on one thread.
+    """
+
+    name = "native"
+
+    def __init__(self, graph: Graph, threads: int = 1, isa: str | None = None) -> None:
+        """Plan every entry and bring its weights into the order in which they are read.
+
+        Args:
+            graph: valid.
+            threads: that share the work of one call.
+            isa: one of ``levels()``; None takes EDGEID_ISA, else the best.
+
+        Raises:
+            EngineError: the extension was not built, or there is no such instruction set here.
+        """
+        pool = _extension().Pool
+        self.isa = _chosen(isa)
+        self._graph = graph
+        self._pool = pool(threads)
+        self._programs = {e.name: _Entry(graph, e.name, self.isa) for e in graph.entries}
+
+    def run(self, entry: str, x: FloatArray) -> FloatArray:
+        """See ``Engine.run``."""
+        x = np.ascontiguousarray(check_input(self._graph, entry, x))
+        found = self._programs[entry]
+        out = np.empty((len(x), *found.output_shape), np.float32)
+        if len(x):
+            found.program.run(self._pool, x, out)
+        return out
+
+    def profile(self, entry: str, x: FloatArray, rounds: int = 10) -> list[tuple[str, str, float]]:
+        """Of every step its layer, its kernel and the least seconds it took in some rounds."""
+        x = np.ascontiguousarray(check_input(self._graph, entry, x))
+        found = self._programs[entry]
+        out = np.empty((len(x), *found.output_shape), np.float32)
+        least = np.full(len(found.steps), np.inf)
+        for _ in range(rounds):
+            seconds = np.zeros(len(least))
+            found.program.profile(self._pool, x, out, seconds)
+            least = np.minimum(least, seconds)
+        return [(*step, float(s)) for step, s in zip(found.steps, least, strict=True)]
+
+
+class _Entry:
+    """One entry's program, and what is needed to call it."""
+
+    def __init__(self, graph: Graph, name: str, isa: str) -> None:
+        program = plan(graph, name)
+        records = make_records(program)
+        self.output_shape = program.output_shape
+        self.steps = tuple(zip(records.names, records.kinds, strict=True))
+        try:
+            self.program = _extension().Program(
+                records=records.records,
+                slots=records.slots,
+                blob=records.blob,
+                input=math.prod(program.input_shape),
+                output=math.prod(program.output_shape),
+                result=records.result,
+                isa=isa,
+            )
+        except ValueError as error:
+            raise EngineError(
+                f"entry {name!r} cannot be run by the native engine: {error}"
+            ) from error
+
+
+def _extension() -> ModuleType:
+    try:
+        from edgeid.runtime import _native
+    except ImportError as error:
+        raise EngineError(
+            "the native engine was not built when the package was installed: install a wheel, "
+            "or a C compiler and the package again, or choose another engine"
+        ) from error
+    return _native
+
+
+def _chosen(isa: str | None) -> str:
+    source, value = (
+        ("isa", isa) if isa is not None else ("EDGEID_ISA", os.environ.get("EDGEID_ISA"))
+    )
+    if not value:
+        return levels()[-1]
+    if value not in levels():
+        raise EngineError(f"{source} is {value!r:.80}; this machine has {', '.join(levels())}")
+    return value
