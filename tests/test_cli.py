@@ -34,6 +34,7 @@ COMMANDS = [
     ["eval", "faces"],
     ["eval", "voices"],
     ["eval", "people"],
+    ["bench"],
 ]
 
 Run = Callable[..., tuple[int, Any]]

@@ -16,8 +16,6 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from edgeid.converters.export.tflite_layers import tflite_bytes
-from edgeid.converters.export.tflite_model import TFLiteModel
-from edgeid.converters.export.tflite_windows import Window
 from edgeid.runtime.encoding import encode_float32
 from edgeid.runtime.engine import make_engine
 from edgeid.runtime.errors import GraphError
@@ -44,6 +42,8 @@ from edgeid.runtime.graph import (
     Reshape,
 )
 from edgeid.runtime.model import default_model
+from edgeid.runtime.tflite_model import TFLiteModel
+from edgeid.runtime.tflite_windows import Window
 
 from .networks import residual_graph
 from .test_engines import networks as random_networks
@@ -222,6 +222,51 @@ def test_an_affine_disappears_in_the_layer_before_it():
     }
     kinds = operators(assert_exact(graph_of((2, 2, 2), *layers, **tensors)))
     assert kinds == ["TRANSPOSE", "CONV_2D", "TRANSPOSE", "RESHAPE", "FULLY_CONNECTED"]
+
+
+def relu_graph(after, *more):
+    layers = (Conv("c", ("x",), "1", "w", None, (1, 1), (1, 1, 1, 1)), after, *more)
+    return graph_of((2, 4, 4), *layers, w=RNG.standard_normal((3, 2, 3, 3)))
+
+
+@pytest.mark.parametrize(
+    ("after", "function"),
+    [
+        (Relu("r", ("1",), "y"), 1),
+        (Clip("r", ("1",), "y", -1, 1), 2),
+        (Clip("r", ("1",), "y", 0, 6), 3),
+    ],
+)
+def test_a_function_that_the_operator_before_includes(after, function):
+    data = assert_exact(relu_graph(after))
+    assert operators(data) == ["TRANSPOSE", "CONV_2D", "TRANSPOSE"]
+    model = schema.ModelT.InitFromPackedBuf(bytearray(data))
+    assert model.subgraphs[0].operators[1].builtinOptions.fusedActivationFunction == function
+
+
+def test_functions_inside_sums_depthwise_and_fully_connected_layers():
+    layers = (
+        Conv("c", ("x",), "1", "w", None, (1, 1), (0, 0, 0, 0), 2),
+        Relu("r", ("1",), "2"),
+        Add("a", ("2", "x"), "3"),
+        Relu("s", ("3",), "4"),
+        Flatten("f", ("4",), "5"),
+        Gemm("g", ("5",), "6", "v"),
+        Relu("t", ("6",), "y"),
+    )
+    weights = {"w": RNG.standard_normal((2, 1, 1, 1)), "v": RNG.standard_normal((3, 8))}
+    kinds = operators(assert_exact(graph_of((2, 2, 2), *layers, **weights)))
+    assert "RELU" not in kinds
+    assert {"DEPTHWISE_CONV_2D", "ADD", "FULLY_CONNECTED"} <= {*kinds}
+
+
+def test_functions_that_stay_operators():
+    # the convolution's own output is read twice; and it is the output of the network
+    twice = Relu("r", ("1",), "2"), Add("a", ("1", "2"), "y")
+    assert operators(assert_exact(relu_graph(*twice))).count("RELU") == 1
+    graph = relu_graph(Relu("r", ("1",), "y"))
+    branched = Graph((Entry("face", "x", (2, 4, 4), "1"),), graph.layers[:1], graph.tensors)
+    assert operators(assert_exact(branched)) == ["TRANSPOSE", "CONV_2D", "TRANSPOSE"]
 
 
 # windows, by hand

@@ -30,7 +30,9 @@ def balance_channels(graph: Graph, reach: Mapping[str, FloatArray]) -> Graph:
     """
     tensors = dict(graph.tensors)
     for first, between, second in _chains(graph):
-        height = np.maximum(reach[first.output], reach[between.output])
+        height = reach[between.output]
+        if first.output in reach:  # not where the function is part of the convolution
+            height = np.maximum(height, reach[first.output])
         weight = tensors[second.weight].decode()
         # (outputs or 1, channels or their filters, height, width): what reads which channel
         depthwise = second.groups > 1

@@ -13,19 +13,21 @@ from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from typing import Any
 
+import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from ai_edge_quantizer import qtyping, quantizer
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
+from numpy.typing import NDArray
 
 from edgeid.converters.export.channel_balance import balance_channels
 from edgeid.converters.export.entry_graph import single_entry
 from edgeid.converters.export.tflite_layers import tflite_bytes
-from edgeid.converters.export.tflite_model import pack_model
 from edgeid.converters.graphs.normalisation import fold_norms
 from edgeid.runtime.encoding import FloatArray
 from edgeid.runtime.errors import DataError, GraphError
+from edgeid.runtime.flatbuffer import VECTOR_ALIGNMENT
 from edgeid.runtime.graph import Graph
 
 CALIBRATION_SAMPLES = 128
@@ -82,7 +84,7 @@ def tflite_int8_bytes(
         quantised = _unpacked(_quantise(model, ranges, integer_only))
     if integer_only:
         _use_integer_kernels(quantised)
-    return pack_model(quantised)
+    return _packed(quantised)
 
 
 def _quantise(model: bytes, ranges: Ranges, integer_only: bool) -> bytes:
@@ -165,6 +167,20 @@ def _unpacked(data: bytes) -> Any:
             buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
         buffer.offset = buffer.size = 0
     return model
+
+
+def _packed(model: Any) -> bytes:
+    """The bytes of a ``ModelT``, its constants aligned."""
+    builder = _AlignedBuilder(1 << 20)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+class _AlignedBuilder(flatbuffers.Builder):  # type: ignore[misc]
+    # the generated code drops the alignment that the schema asks for
+    def CreateNumpyVector(self, x: NDArray[Any]) -> int:  # noqa: N802
+        self.Prep(VECTOR_ALIGNMENT, x.nbytes)
+        return int(super().CreateNumpyVector(x))
 
 
 def _use_integer_kernels(model: Any) -> None:

@@ -69,53 +69,60 @@ enum { BIAS = 128 };
 
 INLINE __m256i loaded(const void *at) { return _mm256_loadu_si256((const __m256i *)at); }
 
-/* pairs: [codeword][length / 2] of two int16 */
-INLINE void build_sixteen(const int32_t *pairs, int32_t count, int32_t length, int32_t shift,
-                          int16_t multiplier, const int16_t *values, size_t stride, uint8_t *to) {
-    __m256i low[4], high[4];
-    UNROLL
-    for (int j = 0; j < length / 2; j++) {
-        __m256i a = loaded(values + 2 * j * stride), b = loaded(values + (2 * j + 1) * stride);
-        low[j] = _mm256_unpacklo_epi16(a, b);
-        high[j] = _mm256_unpackhi_epi16(a, b);
+/* entries of sixteen positions, from the values of pairs of channels: two vectors a pair */
+INLINE __m256i entries(const __m256i *values, const int32_t *pairs, int32_t count, int32_t shift,
+                       __m256i factor) {
+    __m256i a = _mm256_set1_epi32(1 << shift >> 1), b = a;
+    for (int j = 0; j < count; j++) {
+        __m256i c = _mm256_set1_epi32(pairs[j]);
+        a = _mm256_add_epi32(a, _mm256_madd_epi16(values[2 * j], c));
+        b = _mm256_add_epi32(b, _mm256_madd_epi16(values[2 * j + 1], c));
     }
-    const __m256i half = _mm256_set1_epi32(1 << shift >> 1);
-    const __m256i factor = _mm256_set1_epi16(multiplier);
-    for (int32_t k = 0; k < count; k++, to += stride) {
-        __m256i a = half, b = half;
-        UNROLL
-        for (int j = 0; j < length / 2; j++) {
-            __m256i c = _mm256_set1_epi32(pairs[k * (length / 2) + j]);
-            a = _mm256_add_epi32(a, _mm256_madd_epi16(low[j], c));
-            b = _mm256_add_epi32(b, _mm256_madd_epi16(high[j], c));
+    a = _mm256_packs_epi32(_mm256_srai_epi32(a, shift), _mm256_srai_epi32(b, shift));
+    return _mm256_mulhrs_epi16(a, factor);
+}
+
+/* pairs: [codeword][length / 2] of two int16; of 32 positions */
+INLINE void build_some(const int32_t *pairs, int32_t codewords, int32_t length, int32_t shift,
+                       int16_t multiplier, const int16_t *values, size_t stride, uint8_t *to) {
+    __m256i interleaved[2][8];
+    const int32_t count = length / 2;
+    for (int half = 0; half < 2; half++)
+        for (int j = 0; j < count; j++) {
+            const int16_t *at = values + 2 * j * stride + 16 * half;
+            __m256i a = loaded(at), b = loaded(at + stride);
+            interleaved[half][2 * j] = _mm256_unpacklo_epi16(a, b);
+            interleaved[half][2 * j + 1] = _mm256_unpackhi_epi16(a, b);
         }
-        a = _mm256_srai_epi32(a, shift);
-        b = _mm256_srai_epi32(b, shift);
-        __m256i v = _mm256_mulhrs_epi16(_mm256_packs_epi32(a, b), factor);
-        __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-        _mm_storeu_si128((__m128i *)to, _mm_xor_si128(bytes, _mm_set1_epi8((char)BIAS)));
+    const __m256i factor = _mm256_set1_epi16(multiplier), bias = _mm256_set1_epi8((char)BIAS);
+    for (const int32_t *end = pairs + codewords * count; pairs < end; pairs += count, to += stride) {
+        __m256i low = entries(interleaved[0], pairs, count, shift, factor);
+        __m256i high = entries(interleaved[1], pairs, count, shift, factor);
+        __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xd8);
+        _mm256_storeu_si256((__m256i *)to, _mm256_xor_si256(bytes, bias));
     }
 }
 
 static void build(const Layer *layer, int32_t space, const int16_t *values, int32_t stride,
-                  void *tables) {
+                  int32_t n, void *tables) {
     int32_t pairs[256 * 4], length = layer->length, count = layer->count;
     const int8_t *c = layer->codewords + (size_t)space * count * length;
     for (int32_t i = 0; i < count * length / 2; i++)
         pairs[i] = (int32_t)((uint32_t)(uint16_t)c[2 * i] | (uint32_t)(uint16_t)c[2 * i + 1] << 16);
     int16_t m = layer->multipliers[space];
-    for (int32_t p = 0; p < stride; p += 16) {
+    for (int32_t p = 0; p < n; p += 32) {
         uint8_t *to = (uint8_t *)tables + p;
         if (length == 8)
-            build_sixteen(pairs, count, 8, 3, m, values + p, (size_t)stride, to);
+            build_some(pairs, count, 8, 3, m, values + p, (size_t)stride, to);
         else
-            build_sixteen(pairs, count, 4, 2, m, values + p, (size_t)stride, to);
+            build_some(pairs, count, 4, 2, m, values + p, (size_t)stride, to);
     }
 }
 
 /* Sums of 32 positions take two vectors of 16: all bytes added as if they were 16-bit numbers,
  * and the upper bytes alone. Low bytes follow from the two, modulo 2^16. */
-/* keeps compilers from loading a value again for its second use */
+/* keeps compilers from loading a value again for its second use, and from having so many
+ * values under way at once that registers run out */
 #define KEPT(v) __asm__("" : "+x"(v))
 #define ADD(row)                                                                                   \
     do {                                                                                           \
@@ -123,6 +130,7 @@ static void build(const Layer *layer, int32_t space, const int16_t *values, int3
         KEPT(x);                                                                                   \
         all = _mm256_add_epi16(all, x);                                                            \
         upper = _mm256_add_epi16(upper, _mm256_srli_epi16(x, 8));                                  \
+        KEPT(upper);                                                                               \
     } while (0)
 
 static void add_row(const uint8_t *a, uint16_t *sums, size_t positions) {
@@ -234,56 +242,41 @@ static void rows_finish(const Layer *layer, const Rows *r, const int32_t *totals
     }
 }
 
-/* sums [cout] of bytes looked up sixteen codewords at a time: where an index is not among the
- * sixteen, its uppermost bit gets set, and vpshufb gives zero */
-INLINE void add_bytes(const __m256i *tables, int32_t sixteens, const uint8_t *indices,
-                      int16_t *sums, int32_t n) {
-    for (int32_t o = 0; o < n; o += 32) {
-        __m256i index = loaded(indices + o), found = _mm256_setzero_si256();
-        for (int32_t i = 0; i < sixteens; i++) {
-            __m256i within = _mm256_adds_epu8(index, _mm256_set1_epi8(0x70));
-            found = _mm256_or_si256(found, _mm256_shuffle_epi8(tables[i], within));
-            index = _mm256_sub_epi8(index, _mm256_set1_epi8(16));
-        }
-        for (int half = 0; half < 2; half++) {
-            __m128i bytes = half ? _mm256_extracti128_si256(found, 1) : _mm256_castsi256_si128(found);
-            int16_t *to = sums + o + 16 * half;
-            __m256i sum = _mm256_add_epi16(loaded(to), _mm256_cvtepi8_epi16(bytes));
+/* 32 bytes looked up sixteen codewords at a time: where an index is not among the sixteen, its
+ * uppermost bit gets set, and vpshufb gives zero */
+INLINE __m256i looked_up(const __m256i *tables, int32_t sixteens, __m256i index) {
+    __m256i found = _mm256_setzero_si256();
+    for (int32_t i = 0; i < sixteens; i++) {
+        __m256i within = _mm256_adds_epu8(index, _mm256_set1_epi8(0x70));
+        found = _mm256_or_si256(found, _mm256_shuffle_epi8(tables[i], within));
+        index = _mm256_sub_epi8(index, _mm256_set1_epi8(16));
+    }
+    return found;
+}
+
+static void add_one(const Layer *layer, int32_t space, const int8_t *codewords, const uint8_t *q,
+                    const uint8_t *indices, int32_t *totals) {
+    int16_t table[256];
+    __m256i tables[16];
+    int32_t sixteens = layer->count / 16, o = 0;
+    table_of_one(layer, codewords, q, layer->multipliers[space], table);
+    for (int32_t i = 0; i < sixteens; i++) {
+        __m128i low = _mm_loadu_si128((const __m128i *)(table + 16 * i));
+        __m128i high = _mm_loadu_si128((const __m128i *)(table + 16 * i + 8));
+        tables[i] = _mm256_broadcastsi128_si256(_mm_packs_epi16(low, high));
+    }
+    for (; o + 32 <= layer->cout; o += 32) {
+        __m256i found = looked_up(tables, sixteens, loaded(indices + o));
+        __m128i half[2] = {_mm256_castsi256_si128(found), _mm256_extracti128_si256(found, 1)};
+        for (int i = 0; i < 4; i++) {
+            int32_t *to = totals + o + 8 * i;
+            __m128i bytes = i % 2 ? _mm_srli_si128(half[i / 2], 8) : half[i / 2];
+            __m256i sum = _mm256_add_epi32(loaded(to), _mm256_cvtepi8_epi32(bytes));
             _mm256_storeu_si256((__m256i *)to, sum);
         }
     }
-}
-
-enum { OUTPUTS_AT_ONCE = 1024 };
-
-static void add_one(const Layer *layer, const uint8_t *in, int32_t *totals) {
-    size_t step = (size_t)layer->count * layer->length + layer->cout;
-    for (int32_t first = 0; first < layer->cout; first += OUTPUTS_AT_ONCE) {
-        int16_t sums[OUTPUTS_AT_ONCE + 32];
-        /* outputs that fill no vector are left to the next space's bytes: their sums are dropped */
-        int32_t n = at_most(OUTPUTS_AT_ONCE, layer->cout - first);
-        memset(sums, 0, sizeof sums);
-        for (int32_t space = 0, added = 1; space < layer->spaces; space++, added++) {
-            int16_t table[256];
-            __m256i tables[16];
-            const uint8_t *packed = layer->packed + space * step;
-            table_of_one(layer, (const int8_t *)packed, in + (size_t)space * layer->length,
-                         layer->multipliers[space], table);
-            for (int32_t i = 0; i < layer->count / 16; i++) {
-                __m128i low = _mm_loadu_si128((const __m128i *)(table + 16 * i));
-                __m128i high = _mm_loadu_si128((const __m128i *)(table + 16 * i + 8));
-                tables[i] = _mm256_broadcastsi128_si256(_mm_packs_epi16(low, high));
-            }
-            packed += (size_t)layer->count * layer->length + first;
-            add_bytes(tables, layer->count / 16, packed, sums, n);
-            if (added == MAX_SUM || space + 1 == layer->spaces) {
-                for (int32_t o = 0; o < n; o++)
-                    totals[first + o] += sums[o];
-                memset(sums, 0, sizeof sums);
-                added = 0;
-            }
-        }
-    }
+    for (; o < layer->cout; o++)
+        totals[o] += table[indices[o]];
 }
 
 /* eight channels of eight positions: bytes to columns of int16 */
@@ -312,11 +305,14 @@ INLINE void spread_eight(const uint8_t *q, size_t step, __m128i zero, int32_t le
 static void spread(const uint8_t *q, size_t step, int32_t n, int32_t length, int32_t zero,
                    int16_t *values, size_t stride) {
     const __m128i z = _mm_set1_epi16((int16_t)zero);
-    int32_t p = 0;
-    /* of four channels eight bytes are read as well: not beyond the last position */
-    for (; p + 8 < n; p += 8)
+    /* of four channels eight bytes are read as well, but not beyond the last position */
+    int32_t p = 0, last = n - 8 - (length < BLOCK);
+    for (; p <= last; p += 8)
         spread_eight(q + p * step, step, z, length, values + p, stride);
-    portable_spread(q + p * step, step, n - p, length, zero, values + p, stride);
+    if (p < n && length == BLOCK && last >= 0) /* the last eight overlap those before */
+        spread_eight(q + last * step, step, z, length, values + last, stride);
+    else
+        portable_spread(q + p * step, step, n - p, length, zero, values + p, stride);
 }
 
 static const RowKernel row_kernel = {1, spread, build, add, flush, rows_finish, add_one};

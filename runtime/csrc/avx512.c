@@ -32,56 +32,73 @@ INLINE __m512 joined(const float *a, const float *b) {
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(a)), _mm256_loadu_ps(b), 1);
 }
 
-INLINE __m512 activated(const Activation *activation, __m512 slope, __m512 x) {
-    if (activation->slope) {
+/* What an epilogue needs, in registers: stores could otherwise be taken to change it. */
+typedef struct {
+    __m512 gain, bias, slope[2], low[2], high[2], inverse, least, most;
+    __m512i zero;
+    int slopes[2], clips[2];
+    const float *residual;
+    float *real;
+    uint8_t *coded;
+} Finish;
+
+/* for sixteen channels from `channel` on, or (pairs) for eight, twice */
+INLINE Finish finish_of(const Layer *layer, const Tile *tile, int32_t channel, int pairs) {
+    const Activation *activations[2] = {&layer->first, &layer->second};
+    const float *values[4] = {layer->gain, layer->bias, layer->first.slope, layer->second.slope};
+    __m512 loaded[4];
+    Finish f;
+    for (int i = 0; i < 4; i++) {
+        const float *at = (values[i] ? values[i] : layer->gain) + channel;
+        loaded[i] = pairs ? _mm512_broadcast_f32x8(_mm256_loadu_ps(at)) : _mm512_loadu_ps(at);
+    }
+    f.gain = loaded[0], f.bias = loaded[1];
+    for (int i = 0; i < 2; i++) {
+        f.slope[i] = loaded[2 + i];
+        f.slopes[i] = activations[i]->slope != NULL;
+        f.clips[i] = activations[i]->clips;
+        f.low[i] = _mm512_set1_ps(activations[i]->low);
+        f.high[i] = _mm512_set1_ps(activations[i]->high);
+    }
+    f.inverse = _mm512_set1_ps(layer->out_inverse);
+    f.least = _mm512_set1_ps((float)-layer->out_zero);
+    f.most = _mm512_set1_ps((float)(255 - layer->out_zero));
+    f.zero = _mm512_set1_epi32(layer->out_zero);
+    f.residual = tile->residual, f.real = tile->real, f.coded = tile->coded;
+    return f;
+}
+
+INLINE __m512 activated(const Finish *f, int i, __m512 x) {
+    if (f->slopes[i]) {
         __mmask16 positive = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ);
-        x = _mm512_mask_mov_ps(_mm512_mul_ps(x, slope), positive, x);
+        x = _mm512_mask_mov_ps(_mm512_mul_ps(x, f->slope[i]), positive, x);
     }
-    if (activation->clips) {
-        x = _mm512_max_ps(x, _mm512_set1_ps(activation->low));
-        x = _mm512_min_ps(x, _mm512_set1_ps(activation->high));
-    }
+    if (f->clips[i])
+        x = _mm512_min_ps(_mm512_max_ps(x, f->low[i]), f->high[i]);
     return x;
 }
 
-typedef struct {
-    __m512 gain, bias, slope1, slope2;
-} Channels;
-
-/* of sixteen channels from `channel` on, or (pairs) of eight, twice */
-INLINE Channels channels_of(const Layer *layer, int32_t channel, int pairs) {
-    const float *values[4] = {layer->gain, layer->bias, layer->first.slope, layer->second.slope};
-    __m512 loaded[4];
-    for (int i = 0; i < 4; i++) {
-        const float *at = values[i] ? values[i] + channel : layer->gain;
-        loaded[i] = pairs ? _mm512_broadcast_f32x8(_mm256_loadu_ps(at)) : _mm512_loadu_ps(at);
+INLINE void finish(const Finish *f, Places at, __m512i sum) {
+    __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), f->gain);
+    x = _mm512_add_ps(x, f->bias);
+    x = activated(f, 0, x);
+    if (f->residual) {
+        size_t second = at.both ? at.second : at.first;
+        x = _mm512_add_ps(x, joined(f->residual + at.first, f->residual + second));
     }
-    return (Channels){loaded[0], loaded[1], loaded[2], loaded[3]};
-}
-
-INLINE void finish(const Layer *layer, const Tile *tile, const Channels *c, Places at,
-                   __m512i sum) {
-    __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), c->gain);
-    x = _mm512_add_ps(x, c->bias);
-    x = activated(&layer->first, c->slope1, x);
-    size_t second = at.both ? at.second : at.first;
-    if (tile->residual)
-        x = _mm512_add_ps(x, joined(tile->residual + at.first, tile->residual + second));
-    x = activated(&layer->second, c->slope2, x);
-    if (tile->real) {
-        _mm256_storeu_ps(tile->real + at.first, _mm512_castps512_ps256(x));
+    x = activated(f, 1, x);
+    if (f->real) {
+        _mm256_storeu_ps(f->real + at.first, _mm512_castps512_ps256(x));
         if (at.both)
-            _mm256_storeu_ps(tile->real + at.second, _mm512_extractf32x8_ps(x, 1));
+            _mm256_storeu_ps(f->real + at.second, _mm512_extractf32x8_ps(x, 1));
     }
-    if (tile->coded) {
-        __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(layer->out_inverse));
-        t = _mm512_max_ps(t, _mm512_set1_ps((float)-layer->out_zero));
-        t = _mm512_min_ps(t, _mm512_set1_ps((float)(255 - layer->out_zero)));
-        __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(t), _mm512_set1_epi32(layer->out_zero));
-        __m128i bytes = _mm512_cvtepi32_epi8(q);
-        _mm_storel_epi64((__m128i *)(tile->coded + at.first), bytes);
+    if (f->coded) {
+        __m512 t = _mm512_max_ps(_mm512_mul_ps(x, f->inverse), f->least);
+        __m512i q = _mm512_cvtps_epi32(_mm512_min_ps(t, f->most));
+        __m128i bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(q, f->zero));
+        _mm_storel_epi64((__m128i *)(f->coded + at.first), bytes);
         if (at.both)
-            _mm_storeh_pd((double *)(tile->coded + at.second), _mm_castsi128_pd(bytes));
+            _mm_storeh_pd((double *)(f->coded + at.second), _mm_castsi128_pd(bytes));
     }
 }
 
@@ -174,14 +191,21 @@ static void lookup_pack(const Layer *layer, const Weights *weights, uint8_t *pac
         uint8_t *to = packed + set * s.set_bytes;
         for (int32_t vector = 0; vector < s.vectors; vector++, to += s.constants)
             constants_pack(layer, &s, set, vector, to);
-        for (int32_t n = 0; n < s.spaces && set * s.spaces + n < layer->spaces; n++) {
+        for (int32_t n = 0; n < s.spaces; n++) {
+            /* a sub-space that is not there has tables of zeros, and is looked up all the same */
+            int there = set * s.spaces + n < layer->spaces;
             int32_t first = layer->count == 256 ? 0 : n * layer->count;
             size_t index = (size_t)(set * s.spaces + n) * s.taps * layer->cout;
             for (int32_t tap = 0; tap < s.taps; tap++) {
                 uint8_t *control = to + (size_t)(tap * s.controls + n / 2) * s.groups * LANES;
-                for (int32_t o = 0; o < layer->cout; o++, index++)
-                    control[2 * o + n % 2] =
-                        (uint8_t)(first + (int32_t)packed_index(weights->indices, weights->bits, index));
+                for (int32_t o = 0, few; o < layer->cout; o += few, index += (size_t)few) {
+                    uint8_t some[LANES] = {0};
+                    few = at_most(LANES, layer->cout - o);
+                    if (there)
+                        unpack_indices(layer, weights, index, (size_t)few, some);
+                    for (int32_t i = 0; i < few; i++)
+                        control[2 * (o + i) + n % 2] = (uint8_t)(first + some[i]);
+                }
             }
         }
     }
@@ -190,9 +214,9 @@ static void lookup_pack(const Layer *layer, const Weights *weights, uint8_t *pac
 typedef struct {
     int32_t width; /* of a table row, in positions */
     size_t row;    /* bytes */
-    int32_t outputs;
+    int32_t outputs, together; /* sets of one pass over the sums */
     int wide; /* whether sums of 16 bits are not enough */
-    size_t ring, sums, totals;
+    size_t set_ring, ring, sums, totals;
 } Sizes;
 
 static Sizes sizes_of(const Layer *layer, const Sets *s, int32_t rows) {
@@ -201,7 +225,11 @@ static Sizes sizes_of(const Layer *layer, const Sets *s, int32_t rows) {
     z.row = (size_t)z.width * s->vectors * LANES;
     z.outputs = s->groups * GROUP;
     z.wide = s->sets * s->spaces * s->taps > MAX_SUM;
-    z.ring = (size_t)(layer->kh + 1) * z.row;
+    /* as many as leave the tables in the first-level cache */
+    z.together = at_most(at_least((int32_t)((20 << 10) / (layer->kh * z.row)), 1), 4);
+    z.together = at_most(z.together, at_least(MAX_SUM / (s->spaces * s->taps), 1));
+    z.set_ring = (size_t)(layer->kh + 1) * z.row;
+    z.ring = z.together * z.set_ring;
     z.sums = aligned((size_t)rows * layer->wout * z.outputs * 2);
     z.totals = z.wide ? 2 * z.sums : 0;
     return z;
@@ -341,6 +369,9 @@ typedef struct {
     int32_t kh, kw;
     size_t taps_step, control_step; /* bytes of controls between taps and between controls */
     size_t position_step, tap_step; /* bytes of tables between outputs and between taps */
+    int32_t sets;               /* that are added in one pass over the sums */
+    size_t sets_rows;           /* bytes of tables between sets */
+    size_t sets_controls;       /* and of controls */
     int16_t *sums;
     size_t sums_step; /* between positions */
 } Block;
@@ -353,9 +384,11 @@ INLINE void add_block(int32_t count, int32_t positions, int32_t groups, const Bl
         UNROLL
         for (int g = 0; g < groups; g++)
             sum[p][g] = load(b->sums + p * b->sums_step + g * GROUP);
-    const uint8_t *control = b->control;
-    for (int32_t ky = 0; ky < b->kh; ky++) {
-        const uint8_t *tables = b->rows[ky];
+    for (int32_t row = 0; row < b->sets * b->kh; row++) {
+        int32_t set = row / b->kh, ky = row % b->kh;
+        const uint8_t *tables = b->rows[ky] + set * b->sets_rows;
+        const uint8_t *control =
+            b->control + set * b->sets_controls + (size_t)(ky * b->kw) * b->taps_step;
         for (int32_t kx = 0; kx < b->kw; kx++, tables += b->tap_step, control += b->taps_step)
             for (int pair = 0; pair < (count == 16 ? 2 : 1); pair++) {
                 __m512i c[MOST_GROUPS];
@@ -401,7 +434,7 @@ ADD(256)
 
 /* adds one set of sub-spaces to the sums of one row of outputs */
 static void add_row(const Layer *layer, const Sets *s, const Sizes *z, const uint8_t *const *rows,
-                    const uint8_t *controls, int16_t *sums) {
+                    const uint8_t *controls, int32_t sets, int16_t *sums) {
     void (*add)(const Block *, int32_t, int32_t) = layer->count == 16   ? add_16
                                                    : layer->count == 32 ? add_32
                                                    : layer->count == 64 ? add_64
@@ -414,6 +447,7 @@ static void add_row(const Layer *layer, const Sets *s, const Sizes *z, const uin
     b.tap_step = (size_t)s->vectors * LANES;
     b.position_step = b.tap_step * layer->sx;
     b.sums_step = (size_t)z->outputs;
+    b.sets = sets, b.sets_rows = z->set_ring, b.sets_controls = s->set_bytes;
     int32_t parts = (layer->wout + MOST_POSITIONS - 1) / MOST_POSITIONS;
     for (int32_t group = 0; group < s->groups; group += MOST_GROUPS)
         for (int32_t part = 0; part < parts; part++) {
@@ -439,14 +473,14 @@ static void lookup_finish(const Layer *layer, const Tile *tile, const Sizes *z,
     size_t positions = (size_t)(tile->y1 - tile->y0) * layer->wout;
     size_t first = (size_t)tile->y0 * layer->wout;
     for (int32_t channel = 0; channel < layer->cout; channel += 16) {
-        Channels c = channels_of(layer, channel, 0);
+        Finish f = finish_of(layer, tile, channel, 0);
         Places places = places_of(layer, channel, first);
         for (size_t p = 0; p < positions; p++) {
             size_t at = p * z->outputs + channel;
-            __m512i sum =
-                totals ? load(totals + at)
-                       : _mm512_cvtepi16_epi32(_mm256_load_si256((const __m256i *)(sums + at)));
-            finish(layer, tile, &c, places, sum);
+            __m512i sum = _mm512_cvtepi16_epi32(_mm256_load_si256((const __m256i *)(sums + at)));
+            if (totals)
+                sum = _mm512_add_epi32(sum, load(totals + at));
+            finish(&f, places, sum);
             places.first += BLOCK, places.second += BLOCK;
         }
     }
@@ -456,17 +490,19 @@ static void lookup(const Layer *layer, const Tile *tile, uint8_t *scratch) {
     Sets s = sets_of(layer);
     int32_t count = tile->y1 - tile->y0, added = 0;
     Sizes z = sizes_of(layer, &s, count);
-    uint8_t *ring = scratch, *outside = scratch + (size_t)layer->kh * z.row;
     int16_t *sums = (int16_t *)(scratch + z.ring);
     int32_t *totals = z.wide ? (int32_t *)(scratch + z.ring + z.sums) : NULL;
     size_t n = z.sums / 2, row_sums = (size_t)layer->wout * z.outputs;
-    memset(outside, 0, z.row);
+    /* behind the ring of rows of every set lies one for what is outside of the image */
+    for (int32_t i = 0; i < z.together; i++)
+        memset(scratch + i * z.set_ring + (size_t)layer->kh * z.row, 0, z.row);
     memset(sums, 0, z.sums);
     if (totals)
         memset(totals, 0, z.totals);
-    for (int32_t set = 0; set < s.sets; set++) {
-        const uint8_t *constants = layer->packed + set * s.set_bytes;
-        if (added + s.spaces * s.taps > MAX_SUM) {
+    for (int32_t set = 0, sets; set < s.sets; set += sets) {
+        const uint8_t *packed = layer->packed + set * s.set_bytes;
+        sets = at_most(z.together, s.sets - set);
+        if (added + sets * s.spaces * s.taps > MAX_SUM) {
             flush(sums, totals, n);
             added = 0;
         }
@@ -476,19 +512,20 @@ static void lookup(const Layer *layer, const Tile *tile, uint8_t *scratch) {
             for (int32_t ky = 0; ky < layer->kh; ky++) {
                 int32_t y = (tile->y0 + i) * layer->sy + ky - layer->top;
                 int inside = y >= 0 && y < layer->hin;
-                rows[ky] = inside ? ring + (size_t)(y % layer->kh) * z.row : outside;
-                if (inside && y >= built) {
-                    build_row(layer, &s, &z, tile, set, y, constants,
-                              ring + (size_t)(y % layer->kh) * z.row);
-                    built = y + 1;
-                }
+                uint8_t *row = scratch + (size_t)(inside ? y % layer->kh : layer->kh) * z.row;
+                rows[ky] = row;
+                if (!inside || y < built)
+                    continue;
+                built = y + 1;
+                for (int32_t t = 0; t < sets; t++)
+                    build_row(layer, &s, &z, tile, set + t, y, packed + t * s.set_bytes,
+                              row + t * z.set_ring);
             }
-            add_row(layer, &s, &z, rows, constants + s.vectors * s.constants, sums + i * row_sums);
+            add_row(layer, &s, &z, rows, packed + s.vectors * s.constants, sets,
+                    sums + i * row_sums);
         }
-        added += s.spaces * s.taps;
+        added += sets * s.spaces * s.taps;
     }
-    if (totals)
-        flush(sums, totals, n);
     lookup_finish(layer, tile, &z, sums, totals);
 }
 
@@ -593,9 +630,9 @@ static void dense(const Layer *layer, const Tile *tile, uint8_t *scratch) {
     for (int32_t group = 0; group < groups; group += 4) {
         int32_t together = at_most(4, groups - group);
         const uint8_t *weights = layer->packed + group * dense_block_bytes(layer);
-        Channels c[4];
+        Finish f[4];
         for (int32_t g = 0; g < together; g++)
-            c[g] = channels_of(layer, (group + g) * OUTPUTS, 0);
+            f[g] = finish_of(layer, tile, (group + g) * OUTPUTS, 0);
         int32_t x = 0, y = 0;
         for (int32_t p = 0; p < positions; p += FEW) {
             int32_t few = at_most(FEW, positions - p);
@@ -609,8 +646,8 @@ static void dense(const Layer *layer, const Tile *tile, uint8_t *scratch) {
             dense_call(layer, &in, q, weights, few, together, sum);
             for (int32_t g = 0; g < together; g++)
                 for (int32_t n = 0; n < few; n++)
-                    finish(layer, tile, &c[g],
-                           places_of(layer, (group + g) * OUTPUTS, first + p + n), sum[n][g]);
+                    finish(&f[g], places_of(layer, (group + g) * OUTPUTS, first + p + n),
+                           sum[n][g]);
         }
     }
 }
@@ -669,7 +706,7 @@ static void depthwise(const Layer *layer, const Tile *tile, uint8_t *scratch) {
     int32_t taps = layer->kh * layer->kw, last = layer->wout - 4;
     for (int32_t block = 0; block < blocks(layer->cout); block++) {
         const int8_t *weights = (const int8_t *)layer->packed + (size_t)block * taps * BLOCK;
-        Channels c = channels_of(layer, block * BLOCK, 1);
+        Finish f = finish_of(layer, tile, block * BLOCK, 1);
         for (int32_t y = tile->y0; y < tile->y1; y++) {
             const uint8_t *row =
                 in.start + block * in.plane + (size_t)(y - tile->y0) * layer->sy * in.row;
@@ -684,8 +721,7 @@ static void depthwise(const Layer *layer, const Tile *tile, uint8_t *scratch) {
                     if (p >= layer->wout)
                         break;
                     size_t place = at + (size_t)p * BLOCK;
-                    finish(layer, tile, &c, (Places){place, place + BLOCK, p + 1 < layer->wout},
-                           sum[half]);
+                    finish(&f, (Places){place, place + BLOCK, p + 1 < layer->wout}, sum[half]);
                 }
             }
         }

@@ -85,13 +85,31 @@ static inline int32_t blocks(int32_t channels) { return (channels + BLOCK - 1) /
 static inline int32_t at_most(int32_t a, int32_t b) { return a < b ? a : b; }
 static inline int32_t at_least(int32_t a, int32_t b) { return a > b ? a : b; }
 
-/* Index number i of a bit-packed stream (runtime/packing.py). */
-static inline uint32_t packed_index(const uint8_t *stream, int32_t bits, size_t i) {
-    size_t bit = i * (size_t)bits;
-    uint32_t value = stream[bit >> 3];
-    if ((bit & 7) + (size_t)bits > 8)
-        value |= (uint32_t)stream[(bit >> 3) + 1] << 8;
-    return value >> (bit & 7) & ((1u << bits) - 1);
+/* Indices number first to first + n of the bit-packed stream of a layer (runtime/packing.py). */
+static inline void unpack_indices(const Layer *layer, const Weights *weights, size_t first,
+                                  size_t n, uint8_t *to) {
+    size_t bits = (size_t)weights->bits;
+    size_t all = (size_t)layer->spaces * layer->kh * layer->kw * layer->cout;
+    size_t bytes = (all * bits + 7) / 8;
+    const uint8_t *stream = weights->indices;
+    uint64_t mask = ((uint64_t)1 << bits) - 1;
+    for (size_t i = 0; i < n;) {
+        size_t bit = (first + i) * bits, byte = bit >> 3;
+        uint64_t value = 0;
+        /* lowest bits first, on machines of either byte order; on most this is one load */
+        const uint8_t *s = stream + byte;
+        if (bytes - byte >= 8)
+            value = (uint64_t)s[0] | (uint64_t)s[1] << 8 | (uint64_t)s[2] << 16 |
+                    (uint64_t)s[3] << 24 | (uint64_t)s[4] << 32 | (uint64_t)s[5] << 40 |
+                    (uint64_t)s[6] << 48 | (uint64_t)s[7] << 56;
+        else
+            for (size_t k = 0; k < bytes - byte; k++)
+                value |= (uint64_t)s[k] << (8 * k);
+        value >>= bit & 7;
+        /* as many as surely lie in what was read */
+        for (size_t k = 0; k < 56 / bits && i < n; k++, i++, value >>= bits)
+            to[i] = (uint8_t)(value & mask);
+    }
 }
 
 #endif

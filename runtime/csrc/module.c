@@ -126,44 +126,43 @@ static int64_t images_of(const Program *program, const Py_buffer *input,
     return images;
 }
 
-static PyObject *program_call(PyObject *object, PyObject *arguments, int profiled) {
-    Program *program = ((ProgramObject *)object)->program;
-    PyObject *pool_object;
-    Py_buffer input, output, seconds = {0};
-    /* the pool comes first: its type says which module this is */
-    if (!(profiled ? PyArg_ParseTuple(arguments, "Oy*w*w*", &pool_object, &input, &output, &seconds)
-                   : PyArg_ParseTuple(arguments, "Oy*w*", &pool_object, &input, &output)))
+/* the two arrays of a call; 0 with an error set where they do not fit */
+static int call_of(ProgramObject *object, const Py_buffer *input, const Py_buffer *output,
+                   Call *call) {
+    int64_t images = images_of(object->program, input, output);
+    *call = (Call){object->program, input->buf, output->buf, images};
+    return images >= 0;
+}
+
+static int run_released(Pool *pool, const Call *calls, int32_t count, double *seconds) {
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = programs_run(pool, calls, count, seconds);
+    Py_END_ALLOW_THREADS
+    if (failed)
+        PyErr_NoMemory();
+    return !failed;
+}
+
+static PyObject *program_profile(PyObject *object, PyObject *arguments) {
+    ProgramObject *self = (ProgramObject *)object;
+    PyObject *pool_object, *done = NULL;
+    Py_buffer input, output, seconds;
+    if (!PyArg_ParseTuple(arguments, "Oy*w*w*", &pool_object, &input, &output, &seconds))
         return NULL;
-    PyObject *done = NULL;
     State *state = PyType_GetModuleState(Py_TYPE(object));
-    int64_t images;
+    Call call;
     if (!state || !PyObject_TypeCheck(pool_object, state->pool))
         PyErr_SetString(PyExc_TypeError, "the first argument must be a Pool");
-    else if (profiled && (seconds.len != program_steps(program) * 8 ||
-                          (uintptr_t)seconds.buf % 8))
+    else if (seconds.len != program_steps(self->program) * 8 || (uintptr_t)seconds.buf % 8)
         PyErr_SetString(PyExc_ValueError, "takes a float64 for every step");
-    else if ((images = images_of(program, &input, &output)) >= 0) {
-        Pool *pool = ((PoolObject *)pool_object)->pool;
-        int failed;
-        Py_BEGIN_ALLOW_THREADS
-        failed = program_run(program, pool, input.buf, output.buf, images,
-                             profiled ? seconds.buf : NULL);
-        Py_END_ALLOW_THREADS
-        done = failed ? PyErr_NoMemory() : Py_NewRef(Py_None);
-    }
+    else if (call_of(self, &input, &output, &call) &&
+             run_released(((PoolObject *)pool_object)->pool, &call, 1, seconds.buf))
+        done = Py_NewRef(Py_None);
     PyBuffer_Release(&input);
     PyBuffer_Release(&output);
-    if (profiled)
-        PyBuffer_Release(&seconds);
+    PyBuffer_Release(&seconds);
     return done;
-}
-
-static PyObject *program_run_call(PyObject *self, PyObject *arguments) {
-    return program_call(self, arguments, 0);
-}
-
-static PyObject *program_profile_call(PyObject *self, PyObject *arguments) {
-    return program_call(self, arguments, 1);
 }
 
 static PyObject *program_bytes_get(PyObject *self, void *closure) {
@@ -172,9 +171,8 @@ static PyObject *program_bytes_get(PyObject *self, void *closure) {
 }
 
 static PyMethodDef program_methods[] = {
-    {"run", program_run_call, METH_VARARGS, "run(pool, input, output): compute images."},
-    {"profile", program_profile_call, METH_VARARGS,
-     "profile(pool, input, output, seconds): the same, adding the time of every step."},
+    {"profile", program_profile, METH_VARARGS,
+     "profile(pool, input, output, seconds): compute images, adding the time of every step."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -236,7 +234,49 @@ static int module_clear(PyObject *module) {
     return 0;
 }
 
+/* run(pool, program, input, output, ...): up to MOST_TOGETHER programs side by side */
+static PyObject *run(PyObject *module, PyObject *arguments) {
+    State *state = PyModule_GetState(module);
+    Py_ssize_t count = (PyTuple_Size(arguments) - 1) / 3;
+    if (PyTuple_Size(arguments) != 1 + 3 * count || count < 1 || count > MOST_TOGETHER)
+        return PyErr_Format(PyExc_TypeError, "run(pool, program, input, output, ...), 1 to %d",
+                            MOST_TOGETHER);
+    PyObject *pool_object = PyTuple_GetItem(arguments, 0), *done = NULL;
+    Py_buffer buffers[2 * MOST_TOGETHER];
+    Call calls[MOST_TOGETHER];
+    int32_t held = 0, good = 1;
+    if (!PyObject_TypeCheck(pool_object, state->pool)) {
+        PyErr_SetString(PyExc_TypeError, "the first argument must be a Pool");
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < count && good; i++) {
+        PyObject *program = PyTuple_GetItem(arguments, 1 + 3 * i);
+        PyObject *input = PyTuple_GetItem(arguments, 2 + 3 * i);
+        PyObject *output = PyTuple_GetItem(arguments, 3 + 3 * i);
+        good = PyObject_TypeCheck(program, state->program);
+        if (!good) {
+            PyErr_SetString(PyExc_TypeError, "takes programs, each with its input and output");
+            break;
+        }
+        good = !PyObject_GetBuffer(input, &buffers[held], PyBUF_C_CONTIGUOUS);
+        held += good;
+        if (good) {
+            good = !PyObject_GetBuffer(output, &buffers[held], PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE);
+            held += good;
+        }
+        good = good && call_of((ProgramObject *)program, &buffers[held - 2], &buffers[held - 1],
+                               &calls[i]);
+    }
+    if (good && run_released(((PoolObject *)pool_object)->pool, calls, (int32_t)count, NULL))
+        done = Py_NewRef(Py_None);
+    while (held > 0)
+        PyBuffer_Release(&buffers[--held]);
+    return done;
+}
+
 static PyMethodDef module_methods[] = {
+    {"run", run, METH_VARARGS,
+     "run(pool, program, input, output, ...): compute images by programs side by side."},
     {"levels", levels, METH_NOARGS, "Instruction sets of this machine, best last."},
     {NULL, NULL, 0, NULL},
 };

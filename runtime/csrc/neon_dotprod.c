@@ -35,24 +35,16 @@ static inline void build16(const Layer *layer, const int8_t *codewords, const in
 }
 
 static inline void build_of(const Layer *layer, int32_t space, const int16_t *values,
-                            int32_t stride, int32_t length, int8_t *tables) {
-    const int8_t *codewords = layer->codewords + (size_t)space * layer->count * layer->length;
+                            int32_t stride, int32_t n, int32_t length, int8_t *tables) {
+    const int8_t *codewords = layer->codewords + (size_t)space * layer->count * length;
     int16x8_t multiplier = vdupq_n_s16(layer->multipliers[space]);
     int16x8_t to_signed = vdupq_n_s16((int16_t)(layer->zero - 128));
     int32_t offsets[256];
     codeword_offsets(layer, codewords, offsets);
-    int8_t filled[256 * 4];
-    if (layer->length == 2) {
-        memset(filled, 0, sizeof filled);
-        for (int32_t k = 0; k < layer->count; k++)
-            memcpy(filled + 4 * k, codewords + 2 * k, 2);
-        codewords = filled;
-    }
-    for (int32_t p = 0; p < positions_read(stride); p += 16) {
+    for (int32_t p = 0; p < n; p += 16) {
         int8x16_t x[BLOCK], sets[2][4];
         for (int32_t j = 0; j < length; j++)
-            x[j] = j < layer->length ? signed16(values + (size_t)j * stride + p, to_signed)
-                                     : vdupq_n_s8(0);
+            x[j] = signed16(values + (size_t)j * stride + p, to_signed);
         for (int32_t quad = 0; quad < length / 4; quad++)
             interleave4(x + 4 * quad, sets[quad]);
         build16(layer, codewords, offsets, sets, length / 4, multiplier, tables + p, stride);
@@ -60,14 +52,14 @@ static inline void build_of(const Layer *layer, int32_t space, const int16_t *va
 }
 
 static void build(const Layer *layer, int32_t space, const int16_t *values, int32_t stride,
-                  void *tables) {
+                  int32_t n, void *tables) {
     if (layer->length == 8)
-        build_of(layer, space, values, stride, 8, tables);
+        build_of(layer, space, values, stride, n, 8, tables);
     else
-        build_of(layer, space, values, stride, 4, tables);
+        build_of(layer, space, values, stride, n, 4, tables);
 }
 
-static const RowKernel row_kernel = {1, build, add, flush, finish, add_one};
+static const RowKernel row_kernel = {1, spread, build, add, flush, finish, add_one};
 
 static size_t lookup_scratch(const Layer *layer, int32_t rows) {
     return rows_scratch_bytes(layer, rows, &row_kernel);

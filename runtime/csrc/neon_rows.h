@@ -6,6 +6,53 @@
 #include "neon.h"
 #include "rows.h"
 
+/* ---- values ---- */
+
+/* eight positions of eight channels, or of four, whose other half nobody wants */
+static inline void spread8(const uint8_t *q, size_t step, int32_t length, uint8x8_t zero,
+                           int16_t *values, size_t stride) {
+    uint8x16_t a[4];
+    for (int32_t i = 0; i < 4; i++) { /* positions i and i + 4, channel by channel */
+        uint8x8_t x, y;
+        if (length == 8) {
+            x = vld1_u8(q + i * step), y = vld1_u8(q + (i + 4) * step);
+        } else {
+            uint32_t four[2];
+            memcpy(four, q + i * step, 4), memcpy(four + 1, q + (i + 4) * step, 4);
+            x = vcreate_u8(four[0]), y = vcreate_u8(four[1]);
+        }
+        a[i] = vcombine_u8(vzip1_u8(x, y), vzip2_u8(x, y));
+    }
+    uint8x16x2_t even = vzipq_u8(a[0], a[2]), odd = vzipq_u8(a[1], a[3]);
+    for (int32_t half = 0; half < length / 4; half++) {
+        uint8x16x2_t two = vzipq_u8(even.val[half], odd.val[half]); /* channels 0, 1; 2, 3 */
+        for (int32_t n = 0; n < 2; n++, values += 2 * stride) {
+            vst1q_s16(values, vreinterpretq_s16_u16(vsubl_u8(vget_low_u8(two.val[n]), zero)));
+            vst1q_s16(values + stride,
+                      vreinterpretq_s16_u16(vsubl_u8(vget_high_u8(two.val[n]), zero)));
+        }
+    }
+}
+
+static inline void spread_of(const uint8_t *q, size_t step, int32_t n, int32_t length,
+                             int32_t zero, int16_t *values, size_t stride) {
+    uint8x8_t zeros = vdup_n_u8((uint8_t)zero);
+    for (int32_t p = 0; p < n; p += 8) {
+        int32_t at = at_most(p, n - 8); /* the last eight overlap those before */
+        spread8(q + at * step, step, length, zeros, values + at, stride);
+    }
+}
+
+static void spread(const uint8_t *q, size_t step, int32_t n, int32_t length, int32_t zero,
+                   int16_t *values, size_t stride) {
+    if (n < 8)
+        portable_spread(q, step, n, length, zero, values, stride);
+    else if (length == 8)
+        spread_of(q, step, n, 8, zero, values, stride);
+    else
+        spread_of(q, step, n, 4, zero, values, stride);
+}
+
 /* ---- tables ---- */
 
 /* The values less 128 - zero, as bytes: sixteen positions of one channel. */
@@ -40,9 +87,6 @@ static inline int8x16_t entries_of(const int32x4_t t[4], int32_t shift, int16x8_
     }
     return vqmovn_high_s16(vqmovn_s16(u[0]), u[1]);
 }
-
-/* Positions of a table row that are read; those of the vector behind them only fill it up. */
-static inline int32_t positions_read(int32_t stride) { return stride - ROW_VECTOR; }
 
 /* ---- adding rows ---- */
 
@@ -147,26 +191,20 @@ static inline int8x16_t looked_up(const int8_t *table, int32_t count, uint8x16_t
     return found;
 }
 
-/* packed: of every sub-space the codewords [length][count], then the indices [cout] */
-static void add_one(const Layer *layer, const uint8_t *in, int32_t *totals) {
-    const int8_t *packed = (const int8_t *)layer->packed;
-    for (int32_t space = 0; space < layer->spaces; space++, in += layer->length) {
-        int8_t table[256] = {0};
-        int16_t values[BLOCK];
-        int16x8_t multiplier = vdupq_n_s16(layer->multipliers[space]);
-        for (int32_t j = 0; j < layer->length; j++)
-            values[j] = (int16_t)(in[j] - layer->zero);
-        for (int32_t k = 0; k < layer->count; k += 16)
-            vst1q_s8(table + k, entries_of_one(layer, values, packed + k, multiplier));
-        packed += (size_t)layer->count * layer->length;
-        const uint8_t *indices = (const uint8_t *)packed;
-        int32_t o = 0;
-        for (; o + 16 <= layer->cout; o += 16)
-            add_entries(totals + o, looked_up(table, layer->count, vld1q_u8(indices + o)));
-        for (; o < layer->cout; o++)
-            totals[o] += table[indices[o]];
-        packed += layer->cout;
-    }
+static void add_one(const Layer *layer, int32_t space, const int8_t *codewords, const uint8_t *q,
+                    const uint8_t *indices, int32_t *totals) {
+    int8_t table[256] = {0};
+    int16_t values[BLOCK];
+    int16x8_t multiplier = vdupq_n_s16(layer->multipliers[space]);
+    for (int32_t j = 0; j < layer->length; j++)
+        values[j] = (int16_t)(q[j] - layer->zero);
+    for (int32_t k = 0; k < layer->count; k += 16)
+        vst1q_s8(table + k, entries_of_one(layer, values, codewords + k, multiplier));
+    int32_t o = 0;
+    for (; o + 16 <= layer->cout; o += 16)
+        add_entries(totals + o, looked_up(table, layer->count, vld1q_u8(indices + o)));
+    for (; o < layer->cout; o++)
+        totals[o] += table[indices[o]];
 }
 
 /* ---- epilogue ---- */

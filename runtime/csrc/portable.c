@@ -115,11 +115,11 @@ static void build_row(const int16_t *restrict high, const int16_t *restrict low,
 enum { CHUNK = 256 }; /* positions whose halves of q are kept at once */
 
 static void build(const Layer *layer, int32_t space, const int16_t *values, int32_t stride,
-                  void *tables) {
+                  int32_t positions, void *tables) {
     int32_t length = layer->length, half = 1 << layer->shift >> 1;
-    for (int32_t first = 0; first < stride; first += CHUNK) {
+    for (int32_t first = 0; first < positions; first += CHUNK) {
         int16_t high[8 * CHUNK], low[8 * CHUNK];
-        int32_t n = at_most(CHUNK, stride - first);
+        int32_t n = at_most(CHUNK, positions - first);
         for (int32_t j = 0; j < length; j++)
             for (int32_t p = 0; p < n; p++) {
                 int16_t q = (int16_t)(values[(size_t)j * stride + first + p] + layer->zero);
@@ -138,12 +138,6 @@ static void build(const Layer *layer, int32_t space, const int16_t *values, int3
     }
 }
 
-static void add3(uint16_t *restrict sum, const int16_t *a, const int16_t *b, const int16_t *c,
-                 int32_t n) {
-    for (int32_t p = 0; p < n; p++)
-        sum[p] = (uint16_t)(sum[p] + a[p] + b[p] + c[p]);
-}
-
 static void add9(uint16_t *restrict sum, const int16_t *const *t, int32_t n) {
     const int16_t *a = t[0], *b = t[1], *c = t[2], *d = t[3], *e = t[4];
     const int16_t *f = t[5], *g = t[6], *h = t[7], *i = t[8];
@@ -151,31 +145,28 @@ static void add9(uint16_t *restrict sum, const int16_t *const *t, int32_t n) {
         sum[p] = (uint16_t)(sum[p] + a[p] + b[p] + c[p] + d[p] + e[p] + f[p] + g[p] + h[p] + i[p]);
 }
 
+/* one output */
+static void add_rows(const int16_t *tables, size_t stride, int32_t taps, const uint8_t *indices,
+                     const int32_t *offsets, uint16_t *sums, int32_t n) {
+    int32_t tap = 0;
+    for (; tap + 9 <= taps; tap += 9) {
+        const int16_t *t[9];
+        for (int32_t i = 0; i < 9; i++)
+            t[i] = tables + indices[tap + i] * stride + offsets[tap + i];
+        add9(sums, t, n);
+    }
+    for (; tap < taps; tap++) {
+        const int16_t *t = tables + indices[tap] * stride + offsets[tap];
+        for (int32_t p = 0; p < n; p++)
+            sums[p] = (uint16_t)(sums[p] + t[p]);
+    }
+}
+
 static void add(const Layer *layer, const Rows *r, const void *tables, const uint8_t *indices,
                 const int32_t *offsets, uint16_t *sums) {
     int32_t taps = layer->kh * layer->kw;
-    const int16_t *rows = tables;
-    for (int32_t o = 0; o < layer->cout; o++, indices += taps) {
-        uint16_t *sum = sums + (size_t)o * r->sums;
-        int32_t tap = 0;
-        for (; tap + 9 <= taps; tap += 9) {
-            const int16_t *t[9];
-            for (int32_t n = 0; n < 9; n++)
-                t[n] = rows + (size_t)indices[tap + n] * r->stride + offsets[tap + n];
-            add9(sum, t, r->outputs);
-        }
-        for (; tap + 3 <= taps; tap += 3) {
-            const int16_t *t[3];
-            for (int32_t n = 0; n < 3; n++)
-                t[n] = rows + (size_t)indices[tap + n] * r->stride + offsets[tap + n];
-            add3(sum, t[0], t[1], t[2], r->outputs);
-        }
-        for (; tap < taps; tap++) {
-            const int16_t *t = rows + (size_t)indices[tap] * r->stride + offsets[tap];
-            for (int32_t p = 0; p < r->outputs; p++)
-                sum[p] = (uint16_t)(sum[p] + t[p]);
-        }
-    }
+    for (int32_t o = 0; o < layer->cout; o++, indices += taps, sums += r->sums)
+        add_rows(tables, (size_t)r->stride, taps, indices, offsets, sums, r->outputs);
 }
 
 static void flush(const Layer *layer, const Rows *r, uint16_t *sums, int32_t added,
@@ -194,16 +185,12 @@ void portable_spread(const uint8_t *q, size_t step, int32_t n, int32_t length, i
             values[(size_t)j * stride + p] = (int16_t)(q[p * step + j] - zero);
 }
 
-void portable_add_one(const Layer *layer, const uint8_t *in, int32_t *totals) {
-    const uint8_t *packed = layer->packed;
-    for (int32_t space = 0; space < layer->spaces; space++, in += layer->length) {
-        int16_t table[256];
-        table_of_one(layer, (const int8_t *)packed, in, layer->multipliers[space], table);
-        packed += layer->count * layer->length;
-        for (int32_t o = 0; o < layer->cout; o++)
-            totals[o] += table[packed[o]];
-        packed += layer->cout;
-    }
+void portable_add_one(const Layer *layer, int32_t space, const int8_t *codewords, const uint8_t *q,
+                      const uint8_t *indices, int32_t *totals) {
+    int16_t table[256];
+    table_of_one(layer, codewords, q, layer->multipliers[space], table);
+    for (int32_t o = 0; o < layer->cout; o++)
+        totals[o] += table[indices[o]];
 }
 
 static const RowKernel row_kernel = {2, portable_spread, build, add, flush, portable_finish, portable_add_one};

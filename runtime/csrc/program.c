@@ -113,8 +113,10 @@ static int64_t values_out(const int64_t *f) {
 /* the window stays within the image and its padding, at every output */
 static int window_fits(const Reader *reader) {
     const int64_t *f = reader->record;
+    /* a pool may take in the whole image, and needs no room to unfold it */
+    int pools = f[F_KIND] == LARGEST || f[F_KIND] == MEAN;
     for (int i = F_KH; i <= F_SX; i++)
-        if (!within(f[i], 1, MAX_KERNEL))
+        if (!within(f[i], 1, pools && i <= F_KW ? MAX_SIDE : MAX_KERNEL))
             return bad(reader, "a kernel or stride is out of range");
     if (!within(f[F_TOP], 0, f[F_KH] - 1) || !within(f[F_LEFT], 0, f[F_KW] - 1))
         return bad(reader, "padding is out of range");
@@ -123,23 +125,29 @@ static int window_fits(const Reader *reader) {
     if (below >= f[F_HIN] || right >= f[F_WIN])
         return bad(reader, "windows lie outside of the image");
     int64_t taps = f[F_KH] * f[F_KW];
-    if (values_in(f) > MAX_VALUES * 8 / taps)
+    if ((pools ? values_out(f) : values_in(f)) > MAX_VALUES * 8 / taps)
         return bad(reader, "the window is too large for the image");
     return 1;
 }
 
+static int has_epilogue(int64_t kind) {
+    return within(kind, LOOKUP, PRODUCT);
+}
+
 static int channels_fit(const Reader *reader) {
     int64_t cout = reader->record[F_COUT];
-    return weights_fit(reader, F_GAIN, cout, 4, 0) && weights_fit(reader, F_BIAS, cout, 4, 0) &&
+    int none = !has_epilogue(reader->record[F_KIND]);
+    return weights_fit(reader, F_GAIN, cout, 4, none) &&
+           weights_fit(reader, F_BIAS, cout, 4, none) &&
            weights_fit(reader, F_SLOPE1, cout, 4, 1) && weights_fit(reader, F_SLOPE2, cout, 4, 1);
 }
 
 static int lookup_fits(const Reader *reader) {
     const int64_t *f = reader->record;
     int64_t k = f[F_COUNT], r = f[F_LENGTH], taps = f[F_KH] * f[F_KW];
-    if ((k != 16 && k != 32 && k != 64 && k != 256) || (r != 2 && r != 4 && r != 8))
+    if ((k != 16 && k != 32 && k != 64 && k != 256) || (r != 4 && r != 8))
         return bad(reader, "no such codebook");
-    if (f[F_SPACES] != (f[F_CIN] + r - 1) / r || taps > MAX_SUM || f[F_KW] > 32)
+    if (f[F_SPACES] != (f[F_CIN] + r - 1) / r || taps > MAX_SUM / 4 || f[F_KW] > 32)
         return bad(reader, "codebook and convolution do not fit together");
     int64_t bits = k == 16 ? 4 : k == 32 ? 5 : k == 64 ? 6 : 8;
     int64_t indices = f[F_SPACES] * taps * f[F_COUT];
@@ -172,8 +180,7 @@ static int conv_fits(const Reader *reader) {
     int64_t outputs = rounded_up((int32_t)f[F_COUT], CHANNEL_ROUND) + groups * BLOCK;
     if (products > MAX_BYTES / 4 / outputs || (integer && products > INT32_MAX / (255 * 127)))
         return bad(reader, "too many weights");
-    if (!channels_fit(reader) ||
-        !slot_fits(reader, F_INPUT, values_in(f), integer ? 1 : 4, 0) ||
+    if (!slot_fits(reader, F_INPUT, values_in(f), integer ? 1 : 4, 0) ||
         !slot_fits(reader, F_SECOND, values_out(f), 4, 1) ||
         !slot_fits(reader, F_REAL, values_out(f), 4, integer) ||
         !slot_fits(reader, F_CODED, values_out(f), 1, 1))
@@ -201,7 +208,7 @@ static int plain_fits(const Reader *reader) {
     if (!slot_fits(reader, F_REAL, values_out(f), 4, 0))
         return 0;
     if (kind == SUM || kind == PRODUCT)
-        return (same || bad(reader, "sizes differ")) && channels_fit(reader) &&
+        return (same || bad(reader, "sizes differ")) &&
                slot_fits(reader, F_SECOND, values_out(f), 4, 1);
     if (kind == LARGEST || kind == MEAN)
         return (f[F_CIN] == f[F_COUT] || bad(reader, "sizes differ")) && window_fits(reader);
@@ -218,7 +225,10 @@ static int record_fits(const Reader *reader) {
     int64_t kind = reader->record[F_KIND];
     if (!within(kind, 0, KINDS - 1))
         return bad(reader, "no such kind");
-    if (!sizes_fit(reader) || !weights_fit(reader, F_CONSTANTS, 6, 4, 0))
+    for (int field = F_INPUT; field <= F_CODED; field++)
+        if (!within(reader->record[field], -1, reader->slot_count - 1))
+            return bad(reader, "there is no such slot");
+    if (!sizes_fit(reader) || !weights_fit(reader, F_CONSTANTS, 6, 4, 0) || !channels_fit(reader))
         return 0;
     if (kind == LOOKUP || kind == DENSE || kind == DEPTHWISE || kind == FLOAT_CONV)
         return window_fits(reader) && conv_fits(reader);
@@ -409,7 +419,9 @@ static int result_fits(const Program *program, char *problem) {
             last = &program->step[i];
     if (last) {
         const Layer *layer = &last->layer;
-        if ((int64_t)layer->cout * layer->hout * layer->wout == program->output)
+        int64_t area = (int64_t)layer->hout * layer->wout;
+        if (layer->cout * area == program->output &&
+            program->slot[program->result].bytes >= blocks(layer->cout) * BLOCK * area * 4)
             return 1;
     }
     snprintf(problem, 160, "no step writes an output of %lld values", (long long)program->output);
@@ -497,11 +509,14 @@ static Arena *arena_new(const Program *program, int32_t threads, int32_t images)
 
 /* one that is not in use, or a new one: many threads may run a program at once */
 static Arena *arena_take(Program *program, int32_t threads, int32_t images) {
-    pthread_mutex_lock(&program->lock);
-    Arena *arena = program->idle;
-    if (arena)
-        program->idle = arena->next;
-    pthread_mutex_unlock(&program->lock);
+    Arena *arena = NULL;
+    /* tried only: in a forked child the lock may be held by a thread that is not there */
+    if (!pthread_mutex_trylock(&program->lock)) {
+        arena = program->idle;
+        if (arena)
+            program->idle = arena->next;
+        pthread_mutex_unlock(&program->lock);
+    }
     if (arena && arena->threads >= threads && arena->images >= images)
         return arena;
     arena_free(arena);
@@ -509,12 +524,16 @@ static Arena *arena_take(Program *program, int32_t threads, int32_t images) {
 }
 
 static void arena_give(Program *program, Arena *arena) {
-    pthread_mutex_lock(&program->lock);
+    if (pthread_mutex_trylock(&program->lock)) {
+        arena_free(arena);
+        return;
+    }
     arena->next = program->idle;
     program->idle = arena;
     pthread_mutex_unlock(&program->lock);
 }
 
+/* One step of one program: its images, each in tiles. */
 typedef struct {
     const Program *program;
     const Step *step;
@@ -531,8 +550,7 @@ static uint8_t *slot_of(const Job *job, int32_t number, int32_t image) {
     return job->arena->memory + slot.offset * job->images + slot.bytes * image;
 }
 
-static void run_piece(void *argument, int32_t piece, int32_t thread) {
-    const Job *job = argument;
+static void run_piece(const Job *job, int32_t piece, int32_t thread) {
     const Step *step = job->step;
     int32_t image = piece / job->tiles;
     if (!step->kernel) {
@@ -556,28 +574,66 @@ static void run_piece(void *argument, int32_t piece, int32_t thread) {
     step->kernel->run(&step->layer, &tile, scratch);
 }
 
+/* Steps of several programs that are computed side by side. */
+typedef struct {
+    Job job[MOST_TOGETHER];
+    int32_t jobs;
+} Round;
+
+static void run_round_piece(void *argument, int32_t piece, int32_t thread) {
+    const Round *round = argument;
+    for (int32_t i = 0; i < round->jobs; i++) {
+        const Job *job = &round->job[i];
+        int32_t pieces = job->images * job->tiles;
+        if (piece < pieces) {
+            run_piece(job, piece, thread);
+            return;
+        }
+        piece -= pieces;
+    }
+}
+
 static double now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void run_steps(Program *program, Pool *pool, Job *job, double *seconds) {
-    int32_t threads = pool_threads(pool);
-    for (int64_t i = 0; i < program->steps; i++) {
+/* as few tiles as the kernel likes, but enough for its share of the threads */
+static void cut_into_tiles(Job *job, int32_t threads) {
+    const Step *step = job->step;
+    job->tiles = 1;
+    if (!step->kernel)
+        return;
+    int32_t each = (threads + job->images - 1) / job->images;
+    int32_t share = (step->layer.hout + each - 1) / each;
+    job->tile_rows = at_most(step->tile_rows, share);
+    job->tiles = (step->layer.hout + job->tile_rows - 1) / job->tile_rows;
+}
+
+/* Steps number 0 of all, then number 1 and so on: a wait for all threads serves every program. */
+static void run_steps(Pool *pool, const Job *jobs, int32_t count, double *seconds) {
+    int64_t longest = 0;
+    for (int32_t i = 0; i < count; i++)
+        if (jobs[i].program->steps > longest)
+            longest = jobs[i].program->steps;
+    for (int64_t number = 0; number < longest; number++) {
         double start = seconds ? now() : 0;
-        const Step *step = job->step = &program->step[i];
-        job->tiles = 1;
-        if (step->kernel) {
-            /* as few tiles as the kernel likes, but enough for every thread */
-            int32_t rows = step->tile_rows, each = (threads + job->images - 1) / job->images;
-            int32_t share = (step->layer.hout + each - 1) / each;
-            job->tile_rows = at_most(rows, share);
-            job->tiles = (step->layer.hout + job->tile_rows - 1) / job->tile_rows;
+        Round round;
+        int32_t pieces = 0;
+        round.jobs = 0;
+        for (int32_t i = 0; i < count; i++) {
+            if (number >= jobs[i].program->steps)
+                continue;
+            Job *job = &round.job[round.jobs++];
+            *job = jobs[i];
+            job->step = &job->program->step[number];
+            cut_into_tiles(job, (pool_threads(pool) + count - 1) / count);
+            pieces += job->images * job->tiles;
         }
-        pool_run(pool, run_piece, job, job->images * job->tiles);
+        pool_run(pool, run_round_piece, &round, pieces);
         if (seconds)
-            seconds[i] += now() - start;
+            seconds[number] += now() - start;
     }
 }
 
@@ -589,21 +645,52 @@ static const Layer *result_layer(const Program *program) {
     return layer;
 }
 
-int program_run(Program *program, Pool *pool, const float *input, float *output, int64_t count,
-                double *seconds) {
-    int32_t images = (int32_t)(count < AT_ONCE ? count : AT_ONCE);
-    Arena *arena = arena_take(program, pool_threads(pool), images);
-    if (!arena)
-        return -1;
-    const Layer *result = result_layer(program);
-    for (int64_t first = 0; first < count; first += AT_ONCE) {
-        Job job = {program, NULL, arena, input + first * program->input, 0, 1, 0};
-        job.images = (int32_t)(count - first < AT_ONCE ? count - first : AT_ONCE);
-        run_steps(program, pool, &job, seconds);
-        for (int32_t i = 0; i < job.images; i++)
-            step_unpack(result, (const float *)slot_of(&job, program->result, i),
-                        output + (first + i) * program->output);
+static void unpack_results(const Job *job, float *output) {
+    const Layer *result = result_layer(job->program);
+    for (int32_t i = 0; i < job->images; i++)
+        step_unpack(result, (const float *)slot_of(job, job->program->result, i),
+                    output + i * job->program->output);
+}
+
+/* At most AT_ONCE images of every program at a time. */
+static void run_calls(Pool *pool, const Call *calls, int32_t count, Arena *const *arenas,
+                      double *seconds) {
+    int64_t most = 0;
+    for (int32_t i = 0; i < count; i++)
+        if (calls[i].count > most)
+            most = calls[i].count;
+    for (int64_t first = 0; first < most; first += AT_ONCE) {
+        Job jobs[MOST_TOGETHER];
+        float *outputs[MOST_TOGETHER];
+        int32_t n = 0;
+        for (int32_t i = 0; i < count; i++) {
+            const Call *call = &calls[i];
+            if (first >= call->count)
+                continue;
+            int64_t left = call->count - first;
+            int32_t images = (int32_t)(left < AT_ONCE ? left : AT_ONCE);
+            const float *input = call->input + first * call->program->input;
+            outputs[n] = call->output + first * call->program->output;
+            jobs[n++] = (Job){call->program, NULL, arenas[i], input, images, 1, 0};
+        }
+        run_steps(pool, jobs, n, seconds);
+        for (int32_t i = 0; i < n; i++)
+            unpack_results(&jobs[i], outputs[i]);
     }
-    arena_give(program, arena);
-    return 0;
+}
+
+int programs_run(Pool *pool, const Call *calls, int32_t count, double *seconds) {
+    Arena *arenas[MOST_TOGETHER] = {NULL};
+    int failed = 0;
+    for (int32_t i = 0; i < count && !failed; i++) {
+        int32_t images = (int32_t)(calls[i].count < AT_ONCE ? calls[i].count : AT_ONCE);
+        arenas[i] = arena_take(calls[i].program, pool_threads(pool), at_least(images, 1));
+        failed = !arenas[i];
+    }
+    if (!failed)
+        run_calls(pool, calls, count, arenas, seconds);
+    for (int32_t i = 0; i < count; i++)
+        if (arenas[i])
+            arena_give(calls[i].program, arenas[i]);
+    return failed ? -1 : 0;
 }

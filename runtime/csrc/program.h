@@ -46,10 +46,20 @@ int64_t program_output(const Program *);
 int64_t program_steps(const Program *);
 int64_t program_bytes(const Program *);
 
-/* Computes images [count][input] -> [count][output]. seconds: [steps], added to, or NULL.
- * Returns 0, or -1 where memory is short. Safe from several threads at once. */
-int program_run(Program *, Pool *, const float *input, float *output, int64_t count,
-                double *seconds);
+enum { MOST_TOGETHER = 4 };
+
+/* Images [count][input] -> [count][output] by one program. */
+typedef struct {
+    Program *program;
+    const float *input;
+    float *output;
+    int64_t count;
+} Call;
+
+/* Computes up to MOST_TOGETHER calls of different programs side by side: threads share out the
+ * steps of all. seconds: by number of step, added to, or NULL. Returns 0, or -1 where memory is
+ * short. Safe from several threads at once. */
+int programs_run(Pool *, const Call *calls, int32_t count, double *seconds);
 
 /* dispatch.c: the kernels for a level, or NULL where this machine does not have it; NULL asks
  * for the best. */

@@ -13,16 +13,15 @@ static Rows rows_of(const Layer *layer, int32_t rows) {
         r.width = layer->wout + layer->left;
     r.height = rows + (layer->kh - 1) / layer->sy;
     r.positions = r.phases_y * r.phases_x * r.height * r.width;
-    r.stride = rounded_up(r.positions + layer->kw + ROW_VECTOR, ROW_VECTOR);
+    r.built = rounded_up(r.positions + layer->kw, ROW_VECTOR);
+    r.stride = r.built + ROW_VECTOR;
     r.outputs = rows * r.width;
     r.sums = rounded_up(r.outputs, ROW_VECTOR);
     return r;
 }
 
-/* a fully connected layer has one position: rows would be mostly empty */
-static int one_position(const Layer *layer) {
-    return layer->hin == 1 && layer->win == 1 && layer->hout == 1 && layer->wout == 1;
-}
+/* A fully connected layer, or a window over all of the image: rows would be mostly empty. */
+static int one_position(const Layer *layer) { return layer->hout == 1 && layer->wout == 1; }
 
 size_t rows_packed_bytes(const Layer *layer) {
     size_t codewords = one_position(layer) ? (size_t)layer->count * layer->length : 0;
@@ -30,16 +29,35 @@ size_t rows_packed_bytes(const Layer *layer) {
     return layer->spaces * ((size_t)layer->cout * layer->kh * layer->kw + codewords) + 64;
 }
 
+/* of every sub-space the codewords [length][count], then the indices [taps][cout] */
 static void one_pack(const Layer *layer, const Weights *weights, uint8_t *packed) {
-    size_t i = 0;
     const int8_t *c = layer->codewords;
+    size_t n = (size_t)layer->kh * layer->kw * layer->cout;
     for (int32_t space = 0; space < layer->spaces; space++) {
         for (int32_t k = 0; k < layer->count; k++)
             for (int32_t j = 0; j < layer->length; j++)
                 packed[(size_t)j * layer->count + k] = (uint8_t)*c++;
         packed += (size_t)layer->count * layer->length;
-        for (int32_t o = 0; o < layer->cout; o++)
-            *packed++ = (uint8_t)packed_index(weights->indices, weights->bits, i++);
+        unpack_indices(layer, weights, space * n, n, packed);
+        packed += n;
+    }
+}
+
+static void one_run(const Layer *layer, const Tile *tile, const RowKernel *kernel,
+                    int32_t *totals) {
+    const uint8_t *packed = layer->packed;
+    for (int32_t space = 0; space < layer->spaces; space++) {
+        int32_t channel = space * layer->length;
+        const int8_t *codewords = (const int8_t *)packed;
+        const uint8_t *plane = tile->in + channel % BLOCK +
+                               (size_t)(channel / BLOCK) * layer->hin * layer->win * BLOCK;
+        packed += (size_t)layer->count * layer->length;
+        for (int32_t tap = 0; tap < layer->kh * layer->kw; tap++, packed += layer->cout) {
+            int32_t y = tap / layer->kw - layer->top, x = tap % layer->kw - layer->left;
+            if (y >= 0 && y < layer->hin && x >= 0 && x < layer->win)
+                kernel->add_one(layer, space, codewords,
+                                plane + ((size_t)y * layer->win + x) * BLOCK, packed, totals);
+        }
     }
 }
 
@@ -49,13 +67,19 @@ void rows_pack(const Layer *layer, const Weights *weights, uint8_t *packed) {
         one_pack(layer, weights, packed);
         return;
     }
-    int32_t taps = layer->kh * layer->kw;
+    enum { SOME = 64 };
+    uint8_t some[SOME];
+    int32_t taps = layer->kh * layer->kw, n;
     size_t i = 0;
     for (int32_t space = 0; space < layer->spaces; space++)
         for (int32_t tap = 0; tap < taps; tap++)
-            for (int32_t o = 0; o < layer->cout; o++)
-                packed[((size_t)space * layer->cout + o) * taps + tap] =
-                    (uint8_t)packed_index(weights->indices, weights->bits, i++);
+            for (int32_t o = 0; o < layer->cout; o += n, i += (size_t)n) {
+                n = at_most(SOME, layer->cout - o);
+                unpack_indices(layer, weights, i, (size_t)n, some);
+                uint8_t *to = packed + ((size_t)space * layer->cout + o) * taps + tap;
+                for (int32_t k = 0; k < n; k++)
+                    to[(size_t)k * taps] = some[k];
+            }
 }
 
 /* so many that the tables stay in the first-level cache, but not so few that the rows which
@@ -111,7 +135,7 @@ void rows_run(const Layer *layer, const Tile *tile, uint8_t *scratch, const RowK
     int32_t taps = layer->kh * layer->kw;
     int16_t *values = (int16_t *)scratch;
     scratch += aligned((size_t)layer->length * r.stride * sizeof *values);
-    void *tables = scratch;
+    uint8_t *tables = scratch;
     scratch += aligned((size_t)layer->count * r.stride * kernel->entry_bytes);
     uint16_t *sums = (uint16_t *)scratch;
     scratch += aligned((size_t)layer->cout * r.sums * sizeof *sums);
@@ -128,7 +152,7 @@ void rows_run(const Layer *layer, const Tile *tile, uint8_t *scratch, const RowK
     memset(totals, 0, (size_t)rounded_up(layer->cout, BLOCK) * r.sums * sizeof *totals);
     if (one_position(layer)) {
         /* the epilogue wants channels `sums` apart */
-        kernel->add_one(layer, tile->in, totals);
+        one_run(layer, tile, kernel, totals);
         for (int32_t o = layer->cout - 1; o > 0; o--) {
             totals[(size_t)o * r.sums] = totals[o];
             totals[o] = 0;
@@ -145,7 +169,7 @@ void rows_run(const Layer *layer, const Tile *tile, uint8_t *scratch, const RowK
             added = 0;
         }
         gather(layer, &r, tile, space, kernel, values);
-        kernel->build(layer, space, values, r.stride, tables);
+        kernel->build(layer, space, values, r.stride, r.built, tables);
         kernel->add(layer, &r, tables, layer->packed + (size_t)space * layer->cout * taps,
                     offsets, sums);
         added += taps;

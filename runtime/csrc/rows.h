@@ -17,6 +17,7 @@ typedef struct {
     int32_t stride;         /* positions of a table row, with room for a vector more */
     int32_t outputs;        /* positions of a sum: rows * width */
     int32_t sums;           /* the same, rounded up to whole vectors */
+    int32_t built;          /* positions whose tables are built: all that an output may read */
 } Rows;
 
 enum { ROW_VECTOR = 32 }; /* positions that a kernel may compute at once */
@@ -27,8 +28,9 @@ typedef struct {
     /* values[j][p] = q[p * step + j] - zero, of n positions and `length` channels */
     void (*spread)(const uint8_t *q, size_t step, int32_t n, int32_t length, int32_t zero,
                    int16_t *values, size_t stride);
-    /* tables of one sub-space. values: [length][stride] int16, q - zero */
-    void (*build)(const Layer *, int32_t space, const int16_t *values, int32_t stride,
+    /* tables of one sub-space, of the first n positions, a multiple of ROW_VECTOR.
+     * values: [length][stride] int16, q - zero */
+    void (*build)(const Layer *, int32_t space, const int16_t *values, int32_t stride, int32_t n,
                   void *tables);
     /* adds to the sums of outputs [cout][sums] the rows named by indices [cout][taps];
      * offsets: where in a row each kernel position begins */
@@ -38,9 +40,10 @@ typedef struct {
     void (*flush)(const Layer *, const Rows *, uint16_t *sums, int32_t added, int32_t *totals);
     /* epilogue of totals [cout][sums] */
     void (*finish)(const Layer *, const Rows *, const int32_t *totals, const Tile *);
-    /* of a fully connected layer: totals [cout] of one position. Packed for it: of every
-     * sub-space the codewords [length][count], then the indices [cout] */
-    void (*add_one)(const Layer *, const uint8_t *in, int32_t *totals);
+    /* adds to totals [cout] what one position q of a sub-space gives: its table, from codewords
+     * [length][count], looked up by indices [cout]. Vectors of indices may be read */
+    void (*add_one)(const Layer *, int32_t space, const int8_t *codewords, const uint8_t *q,
+                    const uint8_t *indices, int32_t *totals);
 } RowKernel;
 
 size_t rows_packed_bytes(const Layer *);
@@ -53,7 +56,8 @@ void rows_run(const Layer *, const Tile *, uint8_t *scratch, const RowKernel *);
 void portable_finish(const Layer *, const Rows *, const int32_t *totals, const Tile *);
 void portable_spread(const uint8_t *q, size_t step, int32_t n, int32_t length, int32_t zero,
                      int16_t *values, size_t stride);
-void portable_add_one(const Layer *, const uint8_t *in, int32_t *totals);
+void portable_add_one(const Layer *, int32_t space, const int8_t *codewords, const uint8_t *q,
+                      const uint8_t *indices, int32_t *totals);
 
 /* the tables of one position, from codewords [length][count] */
 static inline __attribute__((always_inline)) void table_of_one(const Layer *layer,

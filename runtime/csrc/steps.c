@@ -63,38 +63,76 @@ void step_unpack(const Layer *layer, const float *blocked, float *rows) {
             rows[c * area + p] = blocked[place(area, c, p)];
 }
 
-/* weights: [groups][cin / groups][taps][outputs of a group, rounded up to a block]; eight
- * outputs at once, each the sum over channels, kernel rows and columns in this order */
+enum { AT_ONCE = 4 }; /* positions of a convolution whose sums are in registers together */
+
+typedef struct {
+    const Layer *layer;
+    const float *weights; /* [channels][taps][width], from the first of eight outputs on */
+    const float *input;
+    int32_t first, channels, width; /* input channels of the group, outputs of it */
+} Filter;
+
+/* sum[n][o] of positions (y, x + n): over channels, kernel rows and columns in this order. What
+ * lies outside of the image adds nothing. */
+static inline void filter(const Filter *f, int32_t y, int32_t x, int32_t n, int inside,
+                          float sum[AT_ONCE][BLOCK]) {
+    const Layer *layer = f->layer;
+    for (int32_t c = 0; c < f->channels; c++) {
+        const float *channel = f->input + place(area_in(layer), f->first + c, 0);
+        const float *w = f->weights + (size_t)c * layer->kh * layer->kw * f->width;
+        for (int32_t ky = 0; ky < layer->kh; ky++, w += (size_t)layer->kw * f->width) {
+            int32_t iy = y * layer->sy + ky - layer->top;
+            if (iy < 0 || iy >= layer->hin)
+                continue;
+            for (int32_t kx = 0; kx < layer->kw; kx++) {
+                const float *at = w + (size_t)kx * f->width;
+                for (int32_t i = 0; i < n; i++) {
+                    int32_t ix = (x + i) * layer->sx + kx - layer->left;
+                    if (!inside && (ix < 0 || ix >= layer->win))
+                        continue;
+                    float v = channel[((ptrdiff_t)iy * layer->win + ix) * BLOCK];
+                    for (int32_t o = 0; o < BLOCK; o++)
+                        sum[i][o] += v * at[o];
+                }
+            }
+        }
+    }
+}
+
+/* one row of eight outputs */
+static void filter_row(const Step *step, const Image *image, const Filter *f, int32_t channel,
+                       int32_t outputs, int32_t y) {
+    const Layer *layer = f->layer;
+    for (int32_t x = 0; x < layer->wout; x += AT_ONCE) {
+        float sum[AT_ONCE][BLOCK] = {{0}};
+        int32_t n = at_most(AT_ONCE, layer->wout - x);
+        int32_t last = (x + n - 1) * layer->sx + layer->kw - 1 - layer->left;
+        if (n == AT_ONCE && x * layer->sx >= layer->left && last < layer->win)
+            filter(f, y, x, AT_ONCE, 1, sum);
+        else
+            filter(f, y, x, n, 0, sum);
+        for (int32_t i = 0; i < n; i++)
+            for (int32_t o = 0; o < outputs; o++) {
+                size_t to = place(area_out(layer), channel + o, (size_t)y * layer->wout + x + i);
+                const float *residual = image->second ? image->second + to : NULL;
+                image->real[to] = finished(&step->layer, channel + o, sum[i][o], residual);
+            }
+    }
+}
+
+/* packed: [groups][cin / groups][taps][outputs of a group, rounded up to a block] */
 static void float_conv(const Step *step, const Image *image) {
     const Layer *layer = &step->layer;
-    const float *weights = (const float *)layer->packed;
     int32_t taps = layer->kh * layer->kw, channels = layer->cin / step->groups;
     int32_t outputs = layer->cout / step->groups, width = rounded_up(outputs, BLOCK);
-    for (int32_t o = 0; o < layer->cout; o += outputs)
-        for (int32_t first = 0; first < outputs; first += BLOCK)
+    for (int32_t group = 0; group < step->groups; group++)
+        for (int32_t o = 0; o < outputs; o += BLOCK) {
+            const float *weights = (const float *)layer->packed;
+            weights += (size_t)group * channels * taps * width + o;
+            Filter f = {layer, weights, image->input, group * channels, channels, width};
             for (int32_t y = 0; y < layer->hout; y++)
-                for (int32_t x = 0; x < layer->wout; x++) {
-                    float sum[BLOCK] = {0};
-                    const float *w = weights + (size_t)(o / outputs) * channels * taps * width;
-                    for (int32_t c = 0; c < channels; c++)
-                        for (int32_t tap = 0; tap < taps; tap++) {
-                            int32_t iy = y * layer->sy + tap / layer->kw - layer->top;
-                            int32_t ix = x * layer->sx + tap % layer->kw - layer->left;
-                            if (iy < 0 || iy >= layer->hin || ix < 0 || ix >= layer->win)
-                                continue;
-                            float v = image->input[place(area_in(layer), o / outputs * channels + c,
-                                                         (size_t)iy * layer->win + ix)];
-                            const float *at = w + ((size_t)c * taps + tap) * width + first;
-                            for (int32_t n = 0; n < BLOCK; n++)
-                                sum[n] += v * at[n];
-                        }
-                    for (int32_t n = 0; n < BLOCK && first + n < outputs; n++) {
-                        int32_t channel = o + first + n;
-                        size_t to = place(area_out(layer), channel, (size_t)y * layer->wout + x);
-                        const float *residual = image->second ? image->second + to : NULL;
-                        image->real[to] = finished(layer, channel, sum[n], residual);
-                    }
-                }
+                filter_row(step, image, &f, group * outputs + o, at_most(BLOCK, outputs - o), y);
+        }
 }
 
 static void elementwise(const Step *step, const Image *image) {
@@ -149,11 +187,13 @@ static void join(const Step *step, const Image *image) {
 
 static void reshape(const Step *step, const Image *image) {
     const Layer *layer = &step->layer;
-    size_t from = area_in(layer), to = area_out(layer);
+    size_t from = area_in(layer), to = area_out(layer), p_to = 0;
+    int32_t c_to = 0;
     for (int32_t c = 0; c < layer->cin; c++)
         for (size_t p = 0; p < from; p++) {
-            size_t i = c * from + p;
-            image->real[place(to, (int32_t)(i / to), i % to)] = image->input[place(from, c, p)];
+            image->real[place(to, c_to, p_to)] = image->input[place(from, c, p)];
+            if (++p_to == to)
+                p_to = 0, c_to++;
         }
 }
 

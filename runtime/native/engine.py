@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from edgeid.runtime.encoding import FloatArray
-from edgeid.runtime.engine import check_input
+from edgeid.runtime.engine import Engine, check_input
 from edgeid.runtime.errors import EngineError
 from edgeid.runtime.graph import Graph
 from edgeid.runtime.native import oracle
 from edgeid.runtime.native.planner import plan
 from edgeid.runtime.native.records import make_records
+
+MOST_TOGETHER = 4  # programs of one call of the extension
 
 
 def levels() -> tuple[str, ...]:
@@ -26,7 +30,7 @@ def levels() -> tuple[str, ...]:
     return _native.levels()
 
 
-class OracleEngine:
+class OracleEngine(Engine):
     """The same bits as the native engine, computed by numpy: slow, and needs no compiler."""
 
     name = "oracle"
@@ -38,7 +42,8 @@ class OracleEngine:
 
     def run(self, entry: str, x: FloatArray) -> FloatArray:
         """See ``Engine.run``."""
-        return oracle.run(self._programs[entry], check_input(self._graph, entry, x))
+        x = check_input(self._graph, entry, x)
+        return oracle.run(self._programs[entry], x)
 
 
 def integer_engine(graph: Graph, threads: int = 1) -> NativeEngine | OracleEngine:
@@ -46,7 +51,7 @@ def integer_engine(graph: Graph, threads: int = 1) -> NativeEngine | OracleEngin
     return NativeEngine(graph, threads) if levels() else OracleEngine(graph)
 
 
-class NativeEngine:
+class NativeEngine(Engine):
     """Runs the entries of a graph; the name of the instruction set is ``isa``.
 
     Safe to share between Python threads, which it does not hold up: the interpreter's lock
@@ -66,20 +71,29 @@ class NativeEngine:
         Raises:
             EngineError: the extension was not built, or there is no such instruction set here.
         """
-        pool = _extension().Pool
+        self._native = _extension()
         self.isa = _chosen(isa)
         self._graph = graph
-        self._pool = pool(threads)
+        self._pool = self._native.Pool(threads)
         self._programs = {e.name: _Entry(graph, e.name, self.isa) for e in graph.entries}
 
     def run(self, entry: str, x: FloatArray) -> FloatArray:
         """See ``Engine.run``."""
-        x = np.ascontiguousarray(check_input(self._graph, entry, x))
-        found = self._programs[entry]
-        out = np.empty((len(x), *found.output_shape), np.float32)
-        if len(x):
-            found.program.run(self._pool, x, out)
-        return out
+        return self.run_together({entry: x})[entry]
+
+    def run_together(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """See ``Engine.run_together``: one call, in which threads share out all entries."""
+        calls: list[Any] = []
+        outputs: dict[str, FloatArray] = {}
+        for entry, x in inputs.items():
+            batch = np.ascontiguousarray(check_input(self._graph, entry, x))
+            found = self._programs[entry]
+            outputs[entry] = np.empty((len(x), *found.output_shape), np.float32)
+            if len(x):
+                calls += [found.program, batch, outputs[entry]]
+        for start in range(0, len(calls), 3 * MOST_TOGETHER):
+            self._native.run(self._pool, *calls[start : start + 3 * MOST_TOGETHER])
+        return outputs
 
     def profile(self, entry: str, x: FloatArray, rounds: int = 10) -> list[tuple[str, str, float]]:
         """Of every step its layer, its kernel and the least seconds it took in some rounds."""

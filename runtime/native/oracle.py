@@ -190,7 +190,7 @@ def _pooled(step: p.Pool, x: FloatArray) -> FloatArray:
     """Windows row by row: the largest, or the sum divided by the number inside the image."""
     rows, columns = step.output.size[1:]
     around = -math.inf if step.largest else 0.0
-    join: Callable[..., FloatArray] = np.maximum if step.largest else np.add
+    join: Callable[..., FloatArray] = _larger if step.largest else np.add
     padded = _padded(x, step.window.pad, around)
     inside = _padded(np.ones((1, 1, *x.shape[2:]), np.float32), step.window.pad, 0)
     result = np.full((*x.shape[:2], rows, columns), around, np.float32)
@@ -199,6 +199,10 @@ def _pooled(step: p.Pool, x: FloatArray) -> FloatArray:
         result = join(result, padded[:, :, rows_of, columns_of])
         count += inside[:, :, rows_of, columns_of]
     return result if step.largest else np.asarray(result / count, np.float32)
+
+
+def _larger(x: FloatArray, other: FloatArray) -> FloatArray:
+    return np.where(other > x, other, x)  # unlike np.maximum one answer for zeros of two signs
 
 
 def _normalised(x: FloatArray, eps: float) -> FloatArray:

@@ -14,6 +14,8 @@ from edgeid.runtime.tensor import FloatArray, Tensor
 MAX_PRODUCTS = 2**31 // (255 * 127)  # of one output, so that the sum fits int32
 TYPICAL_STEPS = 40.0  # root mean square of q - zero, where nothing was measured
 SHIFT = {8: 3, 4: 2, 2: 1}
+MAX_KERNEL = 63  # positions of a look-up: those of four sub-spaces fit an int16 sum
+MAX_KERNEL_WIDTH = 32
 PAYS_FROM = {8: 4, 4: 16}
 """By r: look-up from so many look-ups an input position for every codeword on."""
 
@@ -25,8 +27,11 @@ def pays(codebook: Codebook, window: Window) -> bool:
     outputs read it. The rule may not depend on the machine: the two differ in the last bits.
     """
     _, count, length = codebook.codewords.shape
-    taps = window.kernel[0] * window.kernel[1] / (window.stride[0] * window.stride[1])
-    return length in PAYS_FROM and taps * codebook.weight_shape[0] >= PAYS_FROM[length] * count
+    positions = window.kernel[0] * window.kernel[1]
+    if length not in PAYS_FROM or positions > MAX_KERNEL or window.kernel[1] > MAX_KERNEL_WIDTH:
+        return False
+    taps = positions / (window.stride[0] * window.stride[1])
+    return bool(taps * codebook.weight_shape[0] >= PAYS_FROM[length] * count)
 
 
 def lookup_weights(

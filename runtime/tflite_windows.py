@@ -6,12 +6,13 @@ that follows no rule is made explicit. Padding that no window reaches is left ou
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Pair = tuple[int, int]
+SAME, VALID = 0, 1  # Padding in TFLite's schema
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,11 @@ class Window:
         """
         index = np.arange(-self.before, self.size + self.after)
         return np.clip(index, 0, self.size - 1).astype(np.int32)
+
+
+def padding_rule(windows: Iterable[Window]) -> int | None:
+    """``VALID`` or ``SAME`` where that is the padding of all windows, else None."""
+    found = tuple(windows)
+    if all(window.is_valid for window in found):
+        return VALID
+    return SAME if all(window.is_same for window in found) else None
