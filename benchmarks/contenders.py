@@ -1,7 +1,7 @@
 """The contenders of ``benchmarks/engines.py``: what each imports, loads and runs.
 
 A contender takes a folder (``networks.py``) and a number of threads, imports what it needs, and
-returns what loads the networks; that returns what runs each of them.
+returns what loads the networks; that returns what runs all of them, an input and an output each.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-Load = Callable[[], dict[str, Run]]
+Floats = NDArray[np.float32]
+Run = Callable[[Floats], Floats]
+RunAll = Callable[[dict[str, Floats]], dict[str, Floats]]
+Load = Callable[[], RunAll]
 
 
 class AbsentError(Exception):
@@ -23,7 +25,12 @@ class AbsentError(Exception):
 
 def nothing(_folder: Path, _threads: int) -> Load:
     """Only numpy: what memory is measured from."""
-    return dict
+    return lambda: lambda _inputs: {}
+
+
+def in_turn(runs: dict[str, Run]) -> RunAll:
+    """One network after the other."""
+    return lambda inputs: {name: run(inputs[name]) for name, run in runs.items()}
 
 
 def native(folder: Path, threads: int) -> Load:
@@ -33,13 +40,13 @@ def native(folder: Path, threads: int) -> Load:
     from edgeid.runtime.errors import EngineError
     from edgeid.runtime.format import read_model
 
-    def load() -> dict[str, Run]:
+    def load() -> RunAll:
         graph = read_model(folder / "model.edgeid").graph
         try:
             engine = make_engine(graph, "native", threads)
         except EngineError as error:
             raise AbsentError(str(error)) from error
-        return {entry.name: partial(engine.run, entry.name) for entry in graph.entries}
+        return engine.run_together
 
     return load
 
@@ -48,8 +55,8 @@ def onnxruntime(folder: Path, threads: int, ending: str = ".onnx") -> Load:
     """A session an entry, otherwise as onnxruntime comes."""
     import onnxruntime as ort
 
-    def load() -> dict[str, Run]:
-        return {name: session(f"{folder}/{name}{ending}") for name in entries(folder)}
+    def load() -> RunAll:
+        return in_turn({name: session(f"{folder}/{name}{ending}") for name in entries(folder)})
 
     def session(path: str) -> Run:
         options = ort.SessionOptions()
@@ -65,8 +72,8 @@ def litert(folder: Path, threads: int, ending: str = ".tflite") -> Load:
     """An interpreter an entry, with XNNPACK."""
     from ai_edge_litert.interpreter import Interpreter
 
-    def load() -> dict[str, Run]:
-        return {name: interpreter(f"{folder}/{name}{ending}") for name in entries(folder)}
+    def load() -> RunAll:
+        return in_turn({name: interpreter(f"{folder}/{name}{ending}") for name in entries(folder)})
 
     def interpreter(path: str) -> Run:
         made = Interpreter(model_path=path, num_threads=threads)

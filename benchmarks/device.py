@@ -18,6 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from edgeid.runtime.native.engine import levels
+
 ROUND = """
 import json, sys, time
 start = time.perf_counter()
@@ -59,7 +61,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    engines = ["reference"]
+    engines = ["reference", *(["native"] if levels() else [])]
     if importlib.util.find_spec("onnxruntime"):
         engines.append("onnxruntime")
     seen: dict[str, dict[str, list[float]]] = {engine: {} for engine in engines}

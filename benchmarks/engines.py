@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.contenders import KINDS, AbsentError, Run
+from benchmarks.contenders import KINDS, AbsentError, RunAll
 
 FEWEST = 5  # runs of a process, beside those to warm up
 ABSENT = 3  # exit status of a process whose engine is not there
@@ -83,16 +83,16 @@ def measure(kind: str, folder: Path, threads: int, seconds: float) -> dict[str, 
     started = time.perf_counter()
     load = KINDS[kind](folder, threads)
     imported = time.perf_counter()
-    runs = load()
+    run = load()
     loaded = time.perf_counter()
-    inputs = {name: arrays[name] for name in runs}
-    first = joint(runs, inputs)
-    outputs = {name: run(inputs[name]) for name, run in runs.items()}
-    joint(runs, inputs)
+    inputs = {name: x for name, x in arrays.items() if not name.endswith("_output")}
+    first = joint(run, inputs)
+    outputs = run(inputs)
+    joint(run, inputs)
     times: list[float] = []
     until = time.perf_counter() + seconds
-    while runs and (len(times) < FEWEST or time.perf_counter() < until):
-        times.append(joint(runs, inputs))
+    while outputs and (len(times) < FEWEST or time.perf_counter() < until):
+        times.append(joint(run, inputs))
     return {
         "import": 1e3 * (imported - started),
         "load": 1e3 * (loaded - imported),
@@ -101,15 +101,14 @@ def measure(kind: str, folder: Path, threads: int, seconds: float) -> dict[str, 
         "median": statistics.median(times) if times else 0.0,
         "runs": len(times),
         "peak": peak_memory(),
-        "cosine": min((cosine(outputs[n], arrays[f"{n}_output"]) for n in runs), default=1.0),
+        "cosine": min((cosine(outputs[n], arrays[f"{n}_output"]) for n in outputs), default=1.0),
     }
 
 
-def joint(runs: dict[str, Run], inputs: dict[str, NDArray[np.float32]]) -> float:
+def joint(run: RunAll, inputs: dict[str, NDArray[np.float32]]) -> float:
     """Milliseconds of one run of every network."""
     start = time.perf_counter()
-    for name, run in runs.items():
-        run(inputs[name])
+    run(inputs)
     return 1e3 * (time.perf_counter() - start)
 
 

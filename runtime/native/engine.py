@@ -65,7 +65,8 @@ class NativeEngine(Engine):
 
         Args:
             graph: valid.
-            threads: that share the work of one call.
+            threads: that share the work of one call; no more than there are processors, as
+                threads that wait for one another only get slower by more.
             isa: one of ``levels()``; None takes EDGEID_ISA, else the best.
 
         Raises:
@@ -74,7 +75,7 @@ class NativeEngine(Engine):
         self._native = _extension()
         self.isa = _chosen(isa)
         self._graph = graph
-        self._pool = self._native.Pool(threads)
+        self._pool = self._native.Pool(min(threads, _processors()))
         self._programs = {e.name: _Entry(graph, e.name, self.isa) for e in graph.entries}
 
     def run(self, entry: str, x: FloatArray) -> FloatArray:
@@ -130,6 +131,13 @@ class _Entry:
             raise EngineError(
                 f"entry {name!r} cannot be run by the native engine: {error}"
             ) from error
+
+
+def _processors() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _extension() -> ModuleType:
