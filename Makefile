@@ -28,7 +28,7 @@ wheels: $(VENV)/packaging
 	PYTHON=$(BIN)/python .ci/wheels dist x86_64 aarch64
 
 CPUS ?= cortex-a72 cortex-a76
-test-arm64: $(VENV)/packaging
+test-arm64: $(VENV)/packaging $(VENV)/device
 	PYTHON=$(BIN)/python .ci/wheels dist aarch64
 	PYTHON=$(BIN)/python CPUS="$(CPUS)" tests/arm64/run $(ARGS)
 

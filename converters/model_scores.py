@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from edgeid.converters.people import People
 from edgeid.converters.scores.calibration import CalibrationOptions, calibrate
-from edgeid.converters.scores.scoring import choose_shrinkage, learn_backend
+from edgeid.converters.scores.scoring import HeldPeople, choose_shrinkage, learn_backend
 from edgeid.converters.training.faces import FaceSet
 from edgeid.converters.training.speech import SpeechSet
 from edgeid.runtime.errors import CalibrationError
@@ -29,34 +29,44 @@ def score_model(model: Model, people: People, scoring: Scoring = "cosine") -> Ca
     Args:
         model: embeds; its own calibration is not looked at.
         scoring: "cosine", or "joint-bayesian": a back end for each modality is learnt from
-            the people who are not held out (paper 001, section 3).
+            the people who are not held out (paper 001, section 3), as far as that helps to tell
+            apart those who are.
 
     Raises:
         CalibrationError: nobody is named, or too few people are.
     """
-    backends = _learn_backends(model, people) if scoring == "joint-bayesian" else {}
-    by_face = embed_people(model, people.faces[1]) if people.faces else {}
-    by_voice = {}
-    if people.speech:
-        by_voice = one_set(embed_speakers(model, people.speech[1], people.voice))
-    return calibrate(by_face, by_voice, options=OPTIONS, backends=backends)
-
-
-def _learn_backends(model: Model, people: People) -> dict[str, Backend]:
-    embedded = {}
+    held: dict[str, Embedded] = {}
     if people.faces:
-        embedded[FACE] = embed_people(model, people.faces[0])
+        held[FACE] = embed_people(model, people.faces[1])
     if people.speech:
-        embedded[VOICE] = embed_speakers(model, people.speech[0], people.voice)
+        held[VOICE] = embed_speakers(model, people.speech[1], people.voice)
+    backends = _learn_backends(model, people, held) if scoring == "joint-bayesian" else {}
+    by_voice = one_set(held.get(VOICE, {}))
+    return calibrate(held.get(FACE, {}), by_voice, options=OPTIONS, backends=backends)
+
+
+def _learn_backends(model: Model, people: People, held: dict[str, Embedded]) -> dict[str, Backend]:
+    known = {}
+    if people.faces:
+        known[FACE] = embed_people(model, people.faces[0])
+    if people.speech:
+        known[VOICE] = embed_speakers(model, people.speech[0], people.voice)
     backends = {}
-    for kind, groups in embedded.items():
+    for kind, groups in known.items():
         if len(groups) < 2:
             raise CalibrationError(f"{kind}: nobody is named, so no back end can be learnt")
-        rows = np.concatenate([*groups.values()])
-        labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups.values()])
-        options, _ = choose_shrinkage(rows, labels)
-        backends[kind] = learn_backend(rows, labels, options)
+        rows, labels, sets = _stacked(groups)
+        others = HeldPeople(*_stacked(held[kind])) if held[kind] else None
+        options, _ = choose_shrinkage(rows, labels, sets=sets, others=others)
+        backends[kind] = learn_backend(rows, labels, options, sets)
     return backends
+
+
+def _stacked(groups: Embedded) -> tuple[NDArray[np.float32], NDArray[np.intp], NDArray[np.str_]]:
+    """Embeddings (N, d), who (N,) and of which set (N,): the part of the name before "/"."""
+    rows = np.concatenate([*groups.values()])
+    labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups.values()])
+    return rows, labels, np.array([name.rpartition("/")[0] for name in groups])[labels]
 
 
 def embed_people(model: Model, faces: FaceSet) -> Embedded:

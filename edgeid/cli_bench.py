@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeid.command import Commands, Outcome, add_command
@@ -27,6 +28,11 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument(
         "--seconds", type=float, default=0.5, help="for each network and process (default: 0.5)"
     )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="first choose the fastest kernel of every layer for the native engine, and keep it",
+    )
     parser.add_argument("--layers", type=int, default=24, help="slowest layers shown (default: 24)")
 
 
@@ -40,12 +46,28 @@ def bench(options: argparse.Namespace) -> Outcome:
             f"{options.rounds} rounds of {options.seconds} seconds: 1..1000 of 0..3600 are possible"
         )
     threads = thread_count(options.threads)
+    tuned = _tune(options.model, threads) if options.tune else []
     if options.engine is None:
         report = measure_engines(options.model, threads, options.seconds, options.rounds)
     else:
         one = measure_engine(options.model, options.engine, threads, options.seconds)
         report = SpeedReport(options.model, machine(), threads, (one,), {})
-    return Outcome(report.to_dict(), report_lines(report, options.layers))
+    return Outcome(report.to_dict(), [*tuned, *report_lines(report, options.layers)])
+
+
+def _tune(model: str, threads: int) -> list[str]:
+    from edgeid.runtime.format import read_model
+    from edgeid.runtime.model import default_model
+    from edgeid.runtime.native.engine import tune
+
+    path = default_model() if model == "default" else Path(model)
+    choices, kept = tune(read_model(path).graph, threads)
+    changed = [
+        f"  {entry}, {layer}: {level}"
+        for entry, layers in choices.items()
+        for layer, level in layers.items()
+    ]
+    return [f"{len(changed)} layers are faster by another instruction set ({kept})", *changed, ""]
 
 
 def report_lines(report: SpeedReport, layers: int) -> list[str]:

@@ -44,7 +44,7 @@ class Model:
     """Face and voice networks of one ``.edgeid`` file, with their preprocessing.
 
     ``Model.load()`` gives the model inside the package. A model is safe to share between
-    threads as far as its engine is (onnxruntime and the reference engine are).
+    threads, as every engine is.
     """
 
     def __init__(
@@ -80,8 +80,9 @@ class Model:
 
         Args:
             path: an ``.edgeid`` file, or "default" for the one inside the package.
-            engine: "auto" (onnxruntime where installed, else reference), "onnxruntime" or
-                "reference".
+            engine: "auto" (native where it was built and the model has activation scales, else
+                onnxruntime where installed, else reference), or one of these by name, or
+                "litert".
             threads: for one inference; default ``EDGEID_THREADS``, else 1.
             detector: None or "haar" for OpenCV's cascade, or the path of a YuNet ONNX file.
 

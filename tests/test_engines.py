@@ -320,7 +320,9 @@ def test_the_reference_engine_keeps_its_memory_small():
 
 
 def test_unknown_engines_and_invalid_graphs():
-    with pytest.raises(EngineError, match="no engine 'tpu'; choose one of auto, native, onnxruntime"):
+    with pytest.raises(
+        EngineError, match="no engine 'tpu'; choose one of auto, native, onnxruntime"
+    ):
         make_engine(small_network(), "tpu")
     with pytest.raises(GraphError):
         make_engine(Graph((), (), {}), "reference")

@@ -75,9 +75,10 @@ def test_back_ends_are_learnt_from_the_others(people, monkeypatch):
     learnt = []
     real = model_scores.learn_backend
 
-    def spy(rows, labels, options):
+    def spy(rows, labels, options, sets):
         learnt.append((len(rows), len(np.unique(labels))))
-        return real(rows, labels, options)
+        assert set(sets) == {""}
+        return real(rows, labels, options, sets)
 
     monkeypatch.setattr(model_scores, "learn_backend", spy)
     scores = score_model(GridModel(), people, "joint-bayesian")

@@ -41,21 +41,23 @@ from edgeid.converters.recipe import (  # noqa: E402
 from edgeid.converters.zipper.naive_sharing import NaiveSharing  # noqa: E402
 from edgeid.converters.zipper.shared_layers import (  # noqa: E402
     absorb_average,
+    block_pairs,
     paired_layers,
     share_weights,
+    shared_name,
     weighted_layers,
+)
+from edgeid.converters.zipper.shared_training import (  # noqa: E402
+    calibrate_further,
+    regression_tasks,
 )
 from edgeid.converters.zipper.zipper import (  # noqa: E402
     CNN20_BLOCKS,
     Zipper,
     align_block,
-    block_pairs,
     blocks_of,
-    calibrate_further,
     merge_block,
     merge_sequence,
-    regression_tasks,
-    shared_name,
 )
 
 from .data import ROOT  # noqa: E402
@@ -168,7 +170,9 @@ def test_a_whole_round_on_a_shuffled_copy_loses_nothing(tmp_path):
     x = inputs(16)
     tasks = [regression_task(graph, entry, x, 16) for entry in ENTRIES]
     # one batch of all samples, so that statistics are those of the same inputs throughout
-    models = list(merge_sequence(graph, tasks, Zipper(epochs=0, settle=1), tmp_path))
+    models = list(
+        merge_sequence(graph, tasks, Zipper(merging="mean", epochs=0, settle=1), tmp_path)
+    )
     for entry in ENTRIES:
         before, after = run(graph, entry, x), run(models[-1].graph, entry, x)
         assert np.abs(before - after).max() < 1e-3 * np.abs(before).max()
@@ -285,6 +289,37 @@ def test_further_calibration_keeps_what_is_shared(pair, context):
     assert not tensors_equal(further, merged)
 
 
+def test_the_last_model_is_finished(pair, context, tmp_path):
+    options = replace(QUICK, blocks=3)
+    tasks = regression_tasks(pair, options, context)
+    plain, finished = (
+        list(merge_sequence(pair, tasks, each, tmp_path / str(each.finish)))
+        for each in (options, replace(options, finish=2, finish_rate=2e-3))
+    )
+    assert tensors_equal(plain[2].graph, finished[2].graph)
+    assert not tensors_equal(plain[3].graph, finished[3].graph)
+    assert shared(finished[3].graph) == 4
+    further, _ = calibrate_further(plain[3].graph, tasks, replace(options, rate=2e-3), 2)
+    x = context.inputs("face")
+    assert np.allclose(run(further, "face", x), run(finished[3].graph, "face", x), atol=1e-3)
+    with pytest.raises(DataError, match="other options"):  # it would go on from a finished one
+        next(merge_sequence(pair, tasks, replace(options, finish=2, blocks=4), tmp_path / "2"))
+
+
+def test_what_counts_more_is_kept_better(pair, context, tmp_path):
+    found = {}
+    for weights in ((1.0, 9.0), (9.0, 1.0)):
+        options = replace(QUICK, blocks=4, epochs=0, weights=weights)
+        tasks = regression_tasks(pair, options, context)
+        *_, last = merge_sequence(pair, tasks, options, tmp_path / str(weights[0]))
+        for entry in ENTRIES:
+            x = context.inputs(entry)
+            made = [torch.from_numpy(run(graph, entry, x)) for graph in (last.graph, pair)]
+            found[entry, weights] = float(torch.cosine_similarity(*made).mean())
+    assert found["face", (9.0, 1.0)] > found["face", (1.0, 9.0)]
+    assert found["voice", (1.0, 9.0)] > found["voice", (9.0, 1.0)]
+
+
 class Head(torch.nn.Module):
     """A classification loss with weights of its own."""
 
@@ -358,6 +393,8 @@ def test_a_recipe_with_the_zipper(pair, context):
     assert tensors_equal(again, graph)
     with pytest.raises(GraphError, match=r"'zipper'.*'face/layer01' is merged already"):
         run_recipe((*recipe, QUICK), pair, context)
+    with pytest.raises(DataError, match="'outputs' or 'mean', not 'median'"):
+        run_recipe((replace(QUICK, merging="median"),), pair, context)
     with pytest.raises(GraphError, match="13 blocks to merge, there are 12"):
         run_recipe((replace(QUICK, blocks=13),), pair, context)
     with pytest.raises(DataError, match="no sample inputs for entry 'voice'"):

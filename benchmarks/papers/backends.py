@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.papers.figures import embed, evaluate_faces, evaluate_voices, save_results
-from edgeid.converters.scores.scoring import SHRINKAGES, BackendOptions, learn_backend
+from edgeid.converters.scores.scoring import HeldPeople, choose_shrinkage, learn_backend
 from edgeid.converters.scores.verification import pair_error
 from edgeid.converters.training.faces import FaceSet
 from edgeid.converters.training.speech import SpeechSet, read_speech
@@ -34,16 +34,20 @@ class People:
     embeddings: Floats
     identities: NDArray[np.str_]
 
+    @property
+    def sets(self) -> NDArray[np.str_]:
+        """(N,) the set of each."""
+        return np.array([name.partition("/")[0] for name in self.identities])
+
     def error(self, backend: Backend | None = None) -> float:
         """Mean over the sets of the equal error rate within each.
 
         People of different sets are easy to tell apart, by camera or microphone; and few people
         with many images would outweigh the rest. Sets of fewer than ten people are left out.
         """
-        sets = np.array([name.partition("/")[0] for name in self.identities])
         errors = []
-        for one in np.unique(sets):
-            chosen = sets == one
+        for one in np.unique(self.sets):
+            chosen = self.sets == one
             if len(np.unique(self.identities[chosen])) >= FEWEST:
                 part = self.embeddings[chosen], self.identities[chosen]
                 errors.append(pair_error(*part, backend))
@@ -51,18 +55,20 @@ class People:
 
 
 def learn_chosen(training: People, calibration: People) -> tuple[Backend, dict[str, Any]]:
-    """The back end of the training people with the shrinkage that verifies calibration people
-    best, and what there is to report: the error of each share, and the cosine's."""
-    errors, found = {}, {}
-    for share in SHRINKAGES:
-        options = BackendOptions(shrinkage=share)
-        found[share] = learn_backend(training.embeddings, training.identities, options)
-        errors[share] = calibration.error(found[share])
-    best = min(errors, key=lambda share: (errors[share], -share))
-    return found[best], {
-        "dimensions": found[best].projection.shape[0],
-        "shrinkage": best,
-        "calibration_eer": {f"{share:g}": error for share, error in errors.items()},
+    """The back end of the training people, and what there is to report of it.
+
+    Its shrinkage is the one that verifies best the calibration people of each set by a back end
+    that neither they nor their set had a part in; 1 is the cosine.
+    """
+    rows, names, sets = training.embeddings, training.identities, training.sets
+    others = HeldPeople(calibration.embeddings, calibration.identities, calibration.sets)
+    options, errors = choose_shrinkage(rows, names, sets=sets, others=others)
+    backend = learn_backend(rows, names, options, sets)
+    return backend, {
+        "dimensions": backend.projection.shape[0],
+        "shrinkage": options.shrinkage,
+        "left_out_eer": {f"{share:g}": error for share, error in errors.items()},
+        "calibration_eer": calibration.error(backend),
         "calibration_eer_cosine": calibration.error(),
     }
 
@@ -119,7 +125,8 @@ def voice_figures(graph: Graph, data: Path) -> dict[str, Any]:
     """
     archives = [data / "speech" / f"train_{kind}.zip" for kind in ("sentences", "words")]
     training, calibration = read_speech(archives, VoiceSpec()).split()
-    backend, choice = learn_chosen(*(embed_speech(graph, s) for s in (training, calibration)))
+    people = [embed_speech(graph, speech) for speech in (training, calibration)]
+    backend, choice = learn_chosen(*people)
     return {
         "calibration_eer": choice["calibration_eer_cosine"],
         "cosine": evaluate_voices(graph),

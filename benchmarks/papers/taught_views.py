@@ -8,7 +8,7 @@ Views are those of ``converters.training.teacher``: the crops, and new faces ble
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from edgeid.converters.graphs.torch_graph import GraphModule, to_torch
 from edgeid.converters.training.faces import Crops, FaceSet, augment
-from edgeid.converters.training.teacher import OnnxTeacher, label_view
+from edgeid.converters.training.teacher import make_view
 from edgeid.converters.training.training import face_input
 from edgeid.runtime.graph import Graph
 from edgeid.runtime.replacement import replace_file
@@ -77,6 +77,15 @@ class TaughtViews:
     mean: Floats
     spread: Floats
 
+    def first(self, count: int) -> TaughtViews:
+        """So many of the views."""
+        return replace(
+            self,
+            crops=self.crops[:count],
+            units=self.units[:count],
+            embeddings=self.embeddings[:count],
+        )
+
     def draw(
         self, batch: int, rng: np.random.Generator, plain: float = 0.4, strength: float = 1.0
     ) -> tuple[Tensor, NDArray[np.intp], NDArray[np.intp]]:
@@ -105,19 +114,19 @@ class TaughtViews:
         return np.asarray((units - self.mean) / self.spread, np.float32)
 
 
-def taught_views(
-    faces: FaceSet, graph: Graph, cache: Path, views: int, size: int, source: OnnxTeacher
-) -> TaughtViews:
+def taught_views(faces: FaceSet, graph: Graph, cache: Path, views: int, size: int) -> TaughtViews:
     """Views of ``faces`` labelled by ``graph``, whose embedding has ``size`` dimensions.
 
     What the teacher says of a view is kept in ``cache`` (named by the caller after the
-    teacher); the views themselves, shared with the training of the default model, beside it.
+    teacher); the views themselves, a few seconds' work each, follow from their numbers.
     """
-    crops, answers = [], []
-    for number in range(views):
-        view = label_view(faces, source, number, Path("work") / "teacher")
-        crops.append(view.crops)
-        answers.append(_kept(cache / f"units-{number}.npy", graph, view.crops, number == 0))
+    crops, answers = [faces.crops], []
+    for number in range(1, views):
+        rng = np.random.default_rng(number)
+        made = [make_view(faces.crops, i, rng) for i in range(len(faces.crops))]
+        crops.append(np.stack(made))
+    for number, view in enumerate(crops):
+        answers.append(_kept(cache / f"units-{number}.npy", graph, view, number == 0))
     mean, spread = answers[0].mean(axis=0), answers[0].std(axis=0)
     spread = np.where(spread > 1e-6, spread, 1.0).astype(np.float32)
     embeddings = [rows[:, :size] for rows in answers]

@@ -41,12 +41,14 @@ class Task:
         draw: makes a batch; its first tensor is the network's input (N, *shape), N >= 2.
         loss: (embedding (N, d), batch) -> scalar. The parameters of a module are trained too.
         steps: batches of one epoch.
+        weight: of the loss in the sum of all tasks'.
     """
 
     entry: str
     draw: Callable[[np.random.Generator], Batch]
     loss: Loss
     steps: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def calibrate_weights(
                     f"the loss of {task.entry!r} is {value} at step {step + 1} of {steps}: "
                     f"lower the rate {schedule.rate}"
                 )
-            loss.backward()  # type: ignore[no-untyped-call]
+            (task.weight * loss).backward()  # type: ignore[no-untyped-call]
             history[task.entry].append(value)
         nn.utils.clip_grad_norm_(parameters, 5.0)
         optimiser.step()

@@ -98,7 +98,7 @@ def align_layer(
     ours, theirs = (graph.tensors[layer.weight].decode() for layer in (moved, reference))
     distances = filter_distances(ours, theirs, distance)
     still = np.arange(len(distances))
-    group = _decided_by(graph, moved)
+    group = movable_group(graph, moved)
     order = still if group is None else match_filters(distances)
     alignment = Alignment(
         layer=moved.name,
@@ -110,7 +110,7 @@ def align_layer(
     return (graph if group is None else permute(graph, group, order)), alignment
 
 
-def _decided_by(graph: Graph, layer: Weighted) -> ChannelGroup | None:
+def movable_group(graph: Graph, layer: Weighted) -> ChannelGroup | None:
     """The channels that the layer writes first, None where it must take them as they are."""
     for group in channel_groups(graph):
         written = {axis.tensor for axis in group.axes if axis.axis == 0}

@@ -9,20 +9,18 @@ from typing import ClassVar
 from edgeid.converters.graphs.normalisation import NormModule
 from edgeid.converters.graphs.weight_calibration import Task, Track, untracked
 from edgeid.converters.recipe import Context, Pass, PassResult
-from edgeid.converters.zipper.filter_alignment import Weighted
-from edgeid.converters.zipper.shared_layers import Pair, paired_layers, share_weight
-from edgeid.converters.zipper.zipper import (
-    Zipper,
-    align_block,
+from edgeid.converters.zipper.shared_layers import (
+    Pair,
     block_pairs,
-    blocks_of,
-    regression_tasks,
+    norm_after,
+    paired_layers,
+    share_weight,
     shared_name,
-    tracker,
-    train_shared,
 )
+from edgeid.converters.zipper.shared_training import regression_tasks, tracker, train_shared
+from edgeid.converters.zipper.zipper import Zipper, align_block, blocks_of
 from edgeid.runtime.errors import GraphError
-from edgeid.runtime.graph import Affine, Graph, PRelu
+from edgeid.runtime.graph import Graph, PRelu
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def share_naively(
         made = NormModule(shared, zipper.entries)
         made.norms.load_state_dict(module.norms.state_dict())
         for source, other in pairs:
-            mine, theirs = (made.norm(_norm_of(split, one).name) for one in (source, other))
+            mine, theirs = (made.norm(norm_after(split, one).name) for one in (source, other))
             theirs.load_state_dict(mine.state_dict())
         return made
 
@@ -96,11 +94,7 @@ def _with_slopes(graph: Graph, pairs: Sequence[Pair]) -> Graph:
     slopes = {x.inputs[0]: x.slope for x in graph.layers if isinstance(x, PRelu)}
     tensors = dict(graph.tensors)
     for pair in pairs:
-        source, other = (slopes.get(_norm_of(graph, layer).output) for layer in pair)
+        source, other = (slopes.get(norm_after(graph, layer).output) for layer in pair)
         if source is not None and other is not None:
             tensors[other] = graph.tensors[source]
     return replace(graph, tensors=tensors)
-
-
-def _norm_of(graph: Graph, layer: Weighted) -> Affine:
-    return next(x for x in graph.layers if isinstance(x, Affine) and x.inputs[0] == layer.output)

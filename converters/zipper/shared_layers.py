@@ -14,7 +14,16 @@ import numpy as np
 from edgeid.converters.zipper.filter_alignment import Weighted
 from edgeid.runtime.encoding import FloatArray, encode_float32
 from edgeid.runtime.errors import GraphError
-from edgeid.runtime.graph import AveragePool, Conv, Flatten, Gemm, GlobalAveragePool, Graph, Layer
+from edgeid.runtime.graph import (
+    Affine,
+    AveragePool,
+    Conv,
+    Flatten,
+    Gemm,
+    GlobalAveragePool,
+    Graph,
+    Layer,
+)
 
 Pair = tuple[Weighted, Weighted]
 
@@ -48,6 +57,22 @@ def paired_layers(graph: Graph, entries: tuple[str, str]) -> tuple[Pair, ...]:
                 f"{shapes[1]}) differ: zippering needs two networks of one architecture"
             )
     return tuple(zip(left, right, strict=True))
+
+
+def block_pairs(graph: Graph, block: Sequence[int], entries: tuple[str, str]) -> list[Pair]:
+    """The pairs of the layers of a block, counted from 1."""
+    pairs = paired_layers(graph, entries)
+    return [pairs[number - 1] for number in block]
+
+
+def shared_name(number: int) -> str:
+    """Of the weight that both entries' layers number ``number`` share."""
+    return f"shared/{number:02}.weight"
+
+
+def norm_after(graph: Graph, layer: Weighted) -> Affine:
+    """The norm that reads a layer."""
+    return next(x for x in graph.layers if isinstance(x, Affine) and x.inputs[0] == layer.output)
 
 
 def _settings(layer: Weighted) -> tuple[object, ...]:

@@ -1,7 +1,8 @@
 """Zipper: merge two networks of one architecture block by block (paper 004, "ZipperNet").
 
-Round l aligns the filters of block l, gives both networks the mean of the two weights, and
-calibrates the whole merged network for one epoch with the losses of both tasks summed. Out
+Round l aligns the filters of block l, gives both networks one weight for the two (the paper's
+mean, or what ``output_sharing`` finds), and calibrates the whole merged network for one epoch
+with the losses of both tasks summed. Out
 comes a sequence of ever more merged models to choose from by budget. Norms, biases and
 PReLU slopes stay with each task.
 """
@@ -14,33 +15,38 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
-
-import torch
+from typing import ClassVar, Literal
 
 from edgeid.converters.graphs.normalisation import NormModule, split_norms
 from edgeid.converters.graphs.weight_calibration import (
     Schedule,
     Task,
     Track,
-    calibrate_weights,
     draw_inputs,
-    regression_task,
     untracked,
 )
 from edgeid.converters.recipe import Context, Pass, PassResult
 from edgeid.converters.recipe_progress import graph_key
 from edgeid.converters.zipper.filter_alignment import Alignment, Distance, align_layer
 from edgeid.converters.zipper.model_sequence import MergedModel, ModelSequence
+from edgeid.converters.zipper.output_sharing import match_outputs, with_shared_outputs
 from edgeid.converters.zipper.shared_layers import (
-    Pair,
     absorb_average,
+    block_pairs,
     paired_layers,
     share_weights,
+    shared_name,
+)
+from edgeid.converters.zipper.shared_training import (
+    calibrate_further,
+    regression_tasks,
+    tracker,
+    train_shared,
 )
 from edgeid.runtime.errors import DataError, GraphError
 from edgeid.runtime.graph import Graph
 
+MATCHED = 6  # times as many batches as norms settle on, from which outputs are matched
 Blocks = tuple[tuple[int, ...], ...]
 # Layers of CNN-20 counted from 1, the fully connected one being the 21st (section IV-A).
 CNN20_BLOCKS: Blocks = (
@@ -61,9 +67,13 @@ class Zipper(Pass):
         blocks: how many blocks to merge; None: all of them.
         grouping: of layers, counted from 1, into blocks; None: paper 004's for a network
             of 21 layers, one block a layer otherwise.
-        distance: of filters, see ``filter_alignment``; None: no alignment (for comparison).
-        balance: see ``share_weights``; False is paper 004 to the letter.
+        merging: "outputs" shares what answers most like both layers, see ``output_sharing``;
+            "mean" is paper 004 to the letter, the mean of aligned filters.
+        distance: of filters, for the mean, see ``filter_alignment``; None: no alignment.
+        balance: of the mean, see ``share_weights``; the paper has none.
+        weights: how much the outputs and the losses of each entry count.
         epochs: of calibration after each block.
+        finish: further epochs after the last block, and ``finish_rate`` their rate.
         fraction: of the samples that make up an epoch.
         batch, rate: of calibration.
         settle: batches from which the norms' statistics are taken.
@@ -73,12 +83,16 @@ class Zipper(Pass):
     entries: tuple[str, str] = ("face", "voice")
     blocks: int | None = None
     grouping: Blocks | None = None
+    merging: Literal["outputs", "mean"] = "outputs"
     distance: Distance | None = "filter"
     balance: bool = False
+    weights: tuple[float, float] = (1.0, 1.0)
     epochs: int = 1
+    finish: int = 0
+    finish_rate: float = 1e-3
     fraction: float = 0.1
     batch: int = 64
-    rate: float = 1e-3
+    rate: float = 3e-4
     settle: int = 16
     bfloat16: bool = False
 
@@ -115,12 +129,19 @@ class Zipper(Pass):
     def _check_options(self) -> None:
         if len(set(self.entries)) < 2:
             raise GraphError(f"entries {self.entries}: one network cannot be merged with itself")
-        if not 0 < self.rate < math.inf:
-            raise DataError(f"rate {self.rate} must be above 0 and finite")
-        if self.epochs < 0 or self.settle < 1 or self.batch < 2 or not 0 < self.fraction <= 1:
+        if self.merging not in ("outputs", "mean"):
+            raise DataError(f"merging is 'outputs' or 'mean', not {self.merging!r}")
+        if not all(0 < weight < math.inf for weight in self.weights):
+            raise DataError(f"weights {self.weights} must be above 0 and finite")
+        for rate in (self.rate, self.finish_rate):
+            if not 0 < rate < math.inf:
+                raise DataError(f"rate {rate} must be above 0 and finite")
+        if min(self.epochs, self.finish) < 0:
+            raise DataError(f"epochs {self.epochs} and {self.finish} must be 0 or more")
+        if self.settle < 1 or self.batch < 2 or not 0 < self.fraction <= 1:
             raise DataError(
-                f"epochs {self.epochs} (0 or more), settle {self.settle} (1 or more), batch "
-                f"{self.batch} (2 or more), fraction {self.fraction} (above 0, to 1): out of range"
+                f"settle {self.settle} (1 or more), batch {self.batch} (2 or more), fraction "
+                f"{self.fraction} (above 0, to 1): out of range"
             )
 
     def schedule(self) -> Schedule:
@@ -135,20 +156,6 @@ def blocks_of(layers: int, grouping: Blocks | None = None) -> Blocks:
     if [n for block in grouping for n in block] != list(range(1, layers + 1)) or () in grouping:
         raise GraphError(f"grouping {grouping} must hold layers 1..{layers} in order, each once")
     return grouping
-
-
-def regression_tasks(graph: Graph, options: Zipper, context: Context) -> tuple[Task, ...]:
-    """Both entries regress the embeddings that they give before merging; no labels needed."""
-    torch.set_num_threads(context.threads)
-    return tuple(
-        regression_task(graph, entry, context.inputs(entry), options.batch, options.fraction)
-        for entry in options.entries
-    )
-
-
-def tracker(context: Context) -> Track:
-    """The context's progress bars."""
-    return lambda items, what: context.track(items, what)
 
 
 def merge_sequence(
@@ -171,21 +178,27 @@ def merge_sequence(
     if {task.entry for task in tasks} != set(options.entries):
         raise DataError(f"tasks for {[t.entry for t in tasks]}, needed for {options.entries}")
     blocks = blocks_of(len(paired_layers(graph, options.entries)), options.grouping)
+    blocks = blocks[: options.blocks]
     sequence = ModelSequence(work, _key(graph, options, seed), tasks)
     yield (model := sequence.read(0) or sequence.keep(0, graph, {}))
-    for number in range(1, len(blocks[: options.blocks]) + 1):
+    for number in range(1, len(blocks) + 1):
         found = sequence.read(number)
         if found is None:
             merged, figures = merge_block(
                 model.graph, blocks[number - 1], tasks, options, (seed, number), track
             )
+            if number == len(blocks) and options.finish:
+                longer = replace(options, rate=options.finish_rate)
+                merged, loss = calibrate_further(merged, tasks, longer, options.finish, seed, track)
+                figures |= loss
             found = sequence.keep(number, merged, figures)
         yield (model := found)
 
 
 def _key(graph: Graph, options: Zipper, seed: int) -> str:
-    # a sequence that ended early can be continued: the number of blocks is left out
-    settings = json.dumps(replace(options, blocks=None).to_dict(), sort_keys=True)
+    # a sequence that ended early can be continued, unless it was finished
+    kept = options if options.finish else replace(options, blocks=None)
+    settings = json.dumps(kept.to_dict(), sort_keys=True)
     return hashlib.sha256((graph_key(graph, {}, seed) + settings).encode()).hexdigest()
 
 
@@ -202,14 +215,18 @@ def merge_block(
     Args:
         block: the layers to merge, counted from 1; all before them are merged already.
     """
-    aligned, alignments = align_block(graph, block, options)
-    pairs = block_pairs(aligned, block, options.entries)
+    if options.merging == "mean":
+        aligned, alignments = align_block(graph, block, options)
+        share = _mean_of(aligned, block, options)
+    else:
+        split, _ = align_block(graph, block, replace(options, distance=None))
+        inputs = draw_inputs(tasks, MATCHED * options.settle, (*seed, 2))
+        aligned, shared, alignments = match_outputs(
+            split, block, options.entries, inputs, options.weights, fast=options.bfloat16
+        )
 
-    def share(module: NormModule) -> NormModule:
-        named = [(a, b, shared_name(n)) for n, (a, b) in zip(block, pairs, strict=True)]
-        shared = NormModule(share_weights(module.graph, named, options.balance), options.entries)
-        shared.norms.load_state_dict(module.norms.state_dict())
-        return shared
+        def share(module: NormModule) -> NormModule:
+            return with_shared_outputs(module, shared, options.entries)
 
     merged, loss = train_shared(aligned, share, tasks, options, seed, options.epochs, track)
     figures: dict[str, float | int | str] = {f"loss/{entry}": v for entry, v in loss.items()}
@@ -218,18 +235,18 @@ def merge_block(
     return merged, figures
 
 
-def calibrate_further(
-    graph: Graph,
-    tasks: Sequence[Task],
-    options: Zipper,
-    epochs: int,
-    seed: int = 1,
-    track: Track = untracked,
-) -> tuple[Graph, dict[str, float | int | str]]:
-    """Calibrate a merged graph for so many more epochs; nothing more is merged."""
-    split = split_norms(graph, options.entries)
-    done, loss = train_shared(split, lambda module: module, tasks, options, (seed,), epochs, track)
-    return done, {f"loss/{entry}": v for entry, v in loss.items()}
+def _mean_of(
+    graph: Graph, block: Sequence[int], options: Zipper
+) -> Callable[[NormModule], NormModule]:
+    pairs = block_pairs(graph, block, options.entries)
+    named = [(a, b, shared_name(n)) for n, (a, b) in zip(block, pairs, strict=True)]
+
+    def share(module: NormModule) -> NormModule:
+        shared = NormModule(share_weights(module.graph, named, options.balance), options.entries)
+        shared.norms.load_state_dict(module.norms.state_dict())
+        return shared
+
+    return share
 
 
 def align_block(
@@ -248,33 +265,3 @@ def align_block(
             graph, alignment = align_layer(graph, moved, reference, options.distance)
             alignments.append(alignment)
     return graph, tuple(alignments)
-
-
-def shared_name(number: int) -> str:
-    """Of the weight that both entries' layers number ``number`` share."""
-    return f"shared/{number:02}.weight"
-
-
-def block_pairs(graph: Graph, block: Sequence[int], entries: tuple[str, str]) -> list[Pair]:
-    pairs = paired_layers(graph, entries)
-    return [pairs[number - 1] for number in block]
-
-
-def train_shared(
-    graph: Graph,
-    share: Callable[[NormModule], NormModule],
-    tasks: Sequence[Task],
-    options: Zipper,
-    seed: tuple[int, ...],
-    epochs: int,
-    track: Track,
-) -> tuple[Graph, dict[str, float]]:
-    """Take statistics, share, calibrate, take statistics again."""
-    schedule = replace(options.schedule(), epochs=epochs)
-    inputs = draw_inputs(tasks, schedule.settle, (*seed, 0))
-    module = NormModule(graph, options.entries)
-    module.measure(inputs)
-    module = share(module)  # in training the norms take each batch's statistics
-    loss = calibrate_weights(module, tasks, schedule, (*seed, 1), track)
-    module.settle(inputs)
-    return module.to_graph(), loss

@@ -13,7 +13,7 @@ typedef struct {
     int here;
 } Level;
 
-static int32_t levels(Level list[8]) {
+static int32_t levels(Level list[MOST_LEVELS]) {
     int32_t n = 0;
     list[n++] = (Level){&kernels_portable, 1};
 #if defined(__x86_64__)
@@ -36,7 +36,7 @@ static int32_t levels(Level list[8]) {
 }
 
 const Kernels *kernels_for(const char *isa) {
-    Level list[8];
+    Level list[MOST_LEVELS];
     const Kernels *found = NULL;
     int32_t n = levels(list);
     for (int32_t i = 0; i < n; i++)
@@ -45,8 +45,8 @@ const Kernels *kernels_for(const char *isa) {
     return found;
 }
 
-int32_t kernel_levels(const char *names[8]) {
-    Level list[8];
+int32_t kernel_levels(const char *names[MOST_LEVELS]) {
+    Level list[MOST_LEVELS];
     int32_t n = levels(list), count = 0;
     for (int32_t i = 0; i < n; i++)
         if (list[i].here)

@@ -198,7 +198,7 @@ static PyType_Spec program_spec = {
 
 static PyObject *levels(PyObject *module, PyObject *nothing) {
     (void)module, (void)nothing;
-    const char *names[8];
+    const char *names[MOST_LEVELS];
     int32_t count = kernel_levels(names);
     PyObject *tuple = PyTuple_New(count);
     for (int32_t i = 0; tuple && i < count; i++) {

@@ -75,6 +75,11 @@ static void step_read(const Reader *reader, const Kernels *kernels, Step *step, 
     const int64_t *f = reader->record;
     Layer *layer = &step->layer;
     memset(step, 0, sizeof *step);
+    if (f[F_LEVEL] >= 0) {
+        const char *names[MOST_LEVELS];
+        kernel_levels(names);
+        kernels = kernels_for(names[f[F_LEVEL]]);
+    }
     step->kind = (int32_t)f[F_KIND];
     step->groups = (int32_t)f[F_GROUPS];
     step->channel = (int32_t)f[F_CHANNEL];

@@ -20,6 +20,7 @@ enum {
     F_CODEWORDS, F_MULTIPLIERS, F_INDICES, F_WEIGHTS, F_GAIN, F_BIAS, F_SLOPE1, F_SLOPE2,
     F_CONSTANTS, /* float32: low and high of both activations, 1 / scale of the output, eps */
     F_CHANNEL,   /* where a part of a concatenation begins */
+    F_LEVEL,     /* number of the instruction set, as kernel_levels counts, or -1: the program's */
     FIELDS
 };
 
@@ -65,6 +66,7 @@ int programs_run(Pool *, const Call *calls, int32_t count, double *seconds);
  * for the best. */
 const Kernels *kernels_for(const char *isa);
 /* names of the levels of this machine, best last */
-int32_t kernel_levels(const char *names[8]);
+enum { MOST_LEVELS = 8 };
+int32_t kernel_levels(const char *names[MOST_LEVELS]);
 
 #endif

@@ -170,6 +170,9 @@ int record_fits(const Reader *reader) {
     for (int field = F_INPUT; field <= F_CODED; field++)
         if (!within(reader->record[field], -1, reader->slot_count - 1))
             return record_bad(reader, "there is no such slot");
+    const char *names[MOST_LEVELS];
+    if (!within(reader->record[F_LEVEL], -1, kernel_levels(names) - 1))
+        return record_bad(reader, "there is no such instruction set");
     if (!sizes_fit(reader) || !weights_fit(reader, F_CONSTANTS, 6, 4, 0) || !channels_fit(reader))
         return 0;
     if (kind == LOOKUP || kind == DENSE || kind == DEPTHWISE || kind == FLOAT_CONV)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +19,9 @@ from edgeid.runtime.graph import Graph
 from edgeid.runtime.native import oracle
 from edgeid.runtime.native.planner import plan
 from edgeid.runtime.native.records import make_records
+from edgeid.runtime.native.tuning import Choices, fastest, recall, remember
 
+LEVELLED = ("lookup", "dense", "depthwise")  # kernels that every instruction set has its own of
 MOST_TOGETHER = 4  # programs of one call of the extension
 
 
@@ -60,7 +64,13 @@ class NativeEngine(Engine):
 
     name = "native"
 
-    def __init__(self, graph: Graph, threads: int = 1, isa: str | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        threads: int = 1,
+        isa: str | None = None,
+        choices: Choices | None = None,
+    ) -> None:
         """Plan every entry and bring its weights into the order in which they are read.
 
         Args:
@@ -68,6 +78,8 @@ class NativeEngine(Engine):
             threads: that share the work of one call; no more than there are processors, as
                 threads that wait for one another only get slower by more.
             isa: one of ``levels()``; None takes EDGEID_ISA, else the best.
+            choices: levels of single layers; None takes what ``tune`` has remembered for this
+                graph and machine, unless an instruction set is asked for.
 
         Raises:
             EngineError: the extension was not built, or there is no such instruction set here.
@@ -76,7 +88,12 @@ class NativeEngine(Engine):
         self.isa = _chosen(isa)
         self._graph = graph
         self._pool = self._native.Pool(min(threads, _processors()))
-        self._programs = {e.name: _Entry(graph, e.name, self.isa) for e in graph.entries}
+        if choices is None:
+            forced = isa is not None or os.environ.get("EDGEID_ISA")
+            choices = {} if forced else recall(graph, levels(), threads)
+        self._programs = {
+            e.name: _Entry(graph, e.name, self.isa, choices.get(e.name, {})) for e in graph.entries
+        }
 
     def run(self, entry: str, x: FloatArray) -> FloatArray:
         """See ``Engine.run``."""
@@ -109,12 +126,44 @@ class NativeEngine(Engine):
         return [(*step, float(s)) for step, s in zip(found.steps, least, strict=True)]
 
 
+def tune(graph: Graph, threads: int = 1, rounds: int = 20) -> tuple[Choices, Path]:
+    """Time every layer by every instruction set of this machine, and remember the best.
+
+    Args:
+        graph: valid.
+        threads: of one inference; the choices are for this number.
+        rounds: runs of every entry by every level.
+
+    Returns:
+        The layers for which another level than the best one was chosen, and the file in which
+        that is remembered.
+
+    Raises:
+        EngineError: the extension was not built, or the file cannot be written.
+    """
+    engines = {level: NativeEngine(graph, threads, level) for level in levels()}
+    if not engines:
+        _extension()
+    choices: Choices = {}
+    for entry in graph.entries:
+        x = np.random.default_rng(0).standard_normal((1, *entry.shape)).astype(np.float32)
+        times: dict[str, dict[str, float]] = {}
+        for level, engine in engines.items():
+            times[level] = defaultdict(float)
+            for layer, kernel, seconds in engine.profile(entry.name, x, rounds):
+                if kernel in LEVELLED:
+                    times[level][layer] += seconds
+        choices[entry.name] = fastest(times, levels()[-1])
+    return choices, remember(graph, levels(), threads, choices)
+
+
 class _Entry:
     """One entry's program, and what is needed to call it."""
 
-    def __init__(self, graph: Graph, name: str, isa: str) -> None:
+    def __init__(self, graph: Graph, name: str, isa: str, choices: Mapping[str, str]) -> None:
         program = plan(graph, name)
-        records = make_records(program)
+        numbers = {layer: levels().index(level) for layer, level in choices.items()}
+        records = make_records(program, numbers)
         self.output_shape = program.output_shape
         self.steps = tuple(zip(records.names, records.kinds, strict=True))
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ FIELDS = (
     *("groups", "zero", "out_zero"),
     *("count", "length", "spaces"),
     *("codewords", "multipliers", "indices", "weights", "gain", "bias", "slope1", "slope2"),
-    *("constants", "channel"),
+    *("constants", "channel", "level"),
 )
 """Of a record, in the order of ``csrc/program.h``."""
 
@@ -52,9 +53,14 @@ class Records:
     kinds: tuple[str, ...]
 
 
-def make_records(program: p.Program) -> Records:
-    """The records of a program; activations share memory where their lives do not overlap."""
-    writer = _Writer(program)
+def make_records(program: p.Program, levels: Mapping[str, int] | None = None) -> Records:
+    """The records of a program; activations share memory where their lives do not overlap.
+
+    Args:
+        levels: by step, the number of the instruction set that computes it; others are
+            computed by that of the program.
+    """
+    writer = _Writer(program, levels or {})
     for step in program.steps:
         writer.add(step)
     kinds = tuple(row["kind"] for row in writer.rows)
@@ -69,8 +75,9 @@ def make_records(program: p.Program) -> Records:
 
 
 class _Writer:
-    def __init__(self, program: p.Program) -> None:
+    def __init__(self, program: p.Program, levels: Mapping[str, int]) -> None:
         self.program = program
+        self.levels = levels
         self.rows: list[Numbers] = []
         self.names: list[str] = []
         self.slots: dict[tuple[str, str], int] = {}
@@ -119,6 +126,7 @@ class _Writer:
         )
         row |= {"kh": 1, "kw": 1, "sy": 1, "sx": 1, "top": 0, "left": 0, "groups": 1, "zero": 0}
         row |= {"count": 0, "length": 0, "spaces": 0, "channel": 0}
+        row["level"] = self.levels.get(step.name, -1)
         row["out_zero"] = value.scale.zero if value.scale else 0
         if isinstance(step, p.Convolution | p.Pool):
             row |= _window(step.window)
