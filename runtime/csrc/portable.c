@@ -1,4 +1,5 @@
 /* The kernels in plain C11: what every other instruction set is compared with. */
+#include "epilogue.h"
 #include "portable.h"
 
 #include <string.h>
@@ -9,24 +10,9 @@
 
 enum { PART = 64 };
 
-static inline float activated(const Activation *activation, int32_t channel, float x) {
-    if (activation->slope)
-        x = x > 0 ? x : x * activation->slope[channel];
-    if (activation->clips) {
-        x = x > activation->low ? x : activation->low;
-        x = x < activation->high ? x : activation->high;
-    }
-    return x;
-}
-
 static inline void store(const Layer *layer, const Tile *tile, int32_t channel, size_t place,
                          float sum) {
-    float x = sum * layer->gain[channel];
-    x = x + layer->bias[channel];
-    x = activated(&layer->first, channel, x);
-    if (tile->residual)
-        x = x + tile->residual[place];
-    x = activated(&layer->second, channel, x);
+    float x = finished(layer, channel, sum, tile->residual ? tile->residual + place : NULL);
     if (tile->real)
         tile->real[place] = x;
     if (tile->coded)

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "epilogue.h"
 #include "portable.h"
 
 static size_t area_in(const Layer *layer) { return (size_t)layer->hin * layer->win; }
@@ -12,25 +13,6 @@ static size_t area_out(const Layer *layer) { return (size_t)layer->hout * layer-
 /* place of (channel, position) in blocks of channels */
 static size_t place(size_t area, int32_t channel, size_t position) {
     return ((size_t)(channel / BLOCK) * area + position) * BLOCK + channel % BLOCK;
-}
-
-static float activated(const Activation *activation, int32_t channel, float x) {
-    if (activation->slope)
-        x = x > 0 ? x : x * activation->slope[channel];
-    if (activation->clips) {
-        x = x > activation->low ? x : activation->low;
-        x = x < activation->high ? x : activation->high;
-    }
-    return x;
-}
-
-static float finished(const Layer *layer, int32_t channel, float x, const float *residual) {
-    x = x * layer->gain[channel];
-    x = x + layer->bias[channel];
-    x = activated(&layer->first, channel, x);
-    if (residual)
-        x = x + *residual;
-    return activated(&layer->second, channel, x);
 }
 
 static void quantise(const Layer *layer, const float *from, uint8_t *to) {
