@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import sys
 import tracemalloc
@@ -312,14 +311,17 @@ def test_the_reference_engine_keeps_its_memory_small():
     graph = small_network()
     engine = make_engine(graph, "reference")
     x = np.zeros((2000, 1, 6, 6), np.float32)
-    engine.run("face", x[:1])  # what is only made once does not count
-    gc.collect()
+    peaks = []
     tracemalloc.start()
     try:
-        engine.run("face", x)
-        assert tracemalloc.get_traced_memory()[1] < 150_000  # the output alone has 40,000
+        for _ in range(3):  # what is only made once, or by somebody else meanwhile, does not count
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            engine.run("face", x)
+            peaks.append(tracemalloc.get_traced_memory()[1] - before)
     finally:
         tracemalloc.stop()
+    assert min(peaks) < 150_000  # the output alone has 40,000
 
 
 def test_unknown_engines_and_invalid_graphs():

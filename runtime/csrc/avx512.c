@@ -19,7 +19,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 /* sums stay in registers only where loops over them are unrolled */
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 12")
 
 /* ---- epilogue: sixteen values, of two channel blocks or of two positions ---- */
 
@@ -122,7 +122,7 @@ INLINE Places places_of(const Layer *layer, int32_t channel, size_t position) {
  * that vpmaddubsw with ones adds the two. Packed: for every set the constants of its vectors
  * (codewords, what a table begins with, multipliers), then the controls [tap][control][group]. */
 
-enum { LANES = 64, GROUP = 32, MOST_POSITIONS = 6, MOST_GROUPS = 4 };
+enum { LANES = 64, GROUP = 32, MOST_POSITIONS = 12, MOST_GROUPS = 4, MOST_SUMS = 24 };
 
 typedef struct {
     int32_t spaces, vectors, controls; /* of a set */
@@ -420,11 +420,14 @@ INLINE void add_block(int32_t count, int32_t positions, int32_t groups, const Bl
 #define CASES(COUNT, POSITIONS)                                                                    \
     CASE(COUNT, POSITIONS, 1) CASE(COUNT, POSITIONS, 2) CASE(COUNT, POSITIONS, 3)                  \
     CASE(COUNT, POSITIONS, 4)
+#define FEWER(COUNT, POSITIONS) CASE(COUNT, POSITIONS, 1) CASE(COUNT, POSITIONS, 2)
 #define ADD(COUNT)                                                                                 \
     static void add_##COUNT(const Block *b, int32_t positions, int32_t groups) {                   \
         switch (positions * 8 + groups) {                                                          \
             CASES(COUNT, 1) CASES(COUNT, 2) CASES(COUNT, 3)                                        \
             CASES(COUNT, 4) CASES(COUNT, 5) CASES(COUNT, 6)                                        \
+            FEWER(COUNT, 7) FEWER(COUNT, 8) FEWER(COUNT, 9)                                        \
+            FEWER(COUNT, 10) FEWER(COUNT, 11) FEWER(COUNT, 12)                                     \
         }                                                                                          \
     }
 ADD(16)
@@ -448,16 +451,20 @@ static void add_row(const Layer *layer, const Sets *s, const Sizes *z, const uin
     b.position_step = b.tap_step * layer->sx;
     b.sums_step = (size_t)z->outputs;
     b.sets = sets, b.sets_rows = z->set_ring, b.sets_controls = s->set_bytes;
-    int32_t parts = (layer->wout + MOST_POSITIONS - 1) / MOST_POSITIONS;
-    for (int32_t group = 0; group < s->groups; group += MOST_GROUPS)
+    for (int32_t group = 0, groups; group < s->groups; group += groups) {
+        groups = at_most(MOST_GROUPS, s->groups - group);
+        /* sums of a block stay in registers: few groups, many positions, or the other way round */
+        int32_t most = groups > 2 ? MOST_SUMS / MOST_GROUPS : MOST_POSITIONS;
+        int32_t parts = (layer->wout + most - 1) / most;
         for (int32_t part = 0; part < parts; part++) {
             int32_t x0 = layer->wout * part / parts, x1 = layer->wout * (part + 1) / parts;
             for (int32_t ky = 0; ky < layer->kh; ky++)
                 from[ky] = rows[ky] + x0 * b.position_step;
             b.control = controls + (size_t)group * LANES;
             b.sums = sums + (size_t)x0 * z->outputs + group * GROUP;
-            add(&b, x1 - x0, at_most(MOST_GROUPS, s->groups - group));
+            add(&b, x1 - x0, groups);
         }
+    }
 }
 
 static void flush(int16_t *sums, int32_t *totals, size_t n) {
