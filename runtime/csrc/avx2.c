@@ -114,8 +114,10 @@ static void build(const Layer *layer, int32_t space, const int16_t *values, int3
         uint8_t *to = (uint8_t *)tables + p;
         if (length == 8)
             build_some(pairs, count, 8, 3, m, values + p, (size_t)stride, to);
-        else
+        else if (length == 4)
             build_some(pairs, count, 4, 2, m, values + p, (size_t)stride, to);
+        else
+            build_some(pairs, count, 2, 1, m, values + p, (size_t)stride, to);
     }
 }
 
@@ -305,7 +307,7 @@ INLINE void spread_eight(const uint8_t *q, size_t step, __m128i zero, int32_t le
 static void spread(const uint8_t *q, size_t step, int32_t n, int32_t length, int32_t zero,
                    int16_t *values, size_t stride) {
     const __m128i z = _mm_set1_epi16((int16_t)zero);
-    /* of four channels eight bytes are read as well, but not beyond the last position */
+    /* of fewer channels eight bytes are read as well, but not beyond the last position */
     int32_t p = 0, last = n - 8 - (length < BLOCK);
     for (; p <= last; p += 8)
         spread_eight(q + p * step, step, z, length, values + p, stride);

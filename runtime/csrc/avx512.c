@@ -136,7 +136,7 @@ static Sets sets_of(const Layer *layer) {
     s.vectors = layer->count == 64 ? 2 : layer->count == 256 ? 8 : 1;
     s.controls = layer->count == 16 ? 2 : 1;
     s.sets = (layer->spaces + s.spaces - 1) / s.spaces;
-    s.halves = layer->length / 4;
+    s.halves = at_least(layer->length / 4, 1); /* of two channels, with two more times zero */
     s.groups = (layer->cout + GROUP - 1) / GROUP;
     s.taps = layer->kh * layer->kw;
     s.constants = (size_t)(4 * s.halves + 4 + 1) * 64;
@@ -318,16 +318,19 @@ static void build_row(const Layer *layer, const Sets *s, const Sizes *z, const T
                    channel % BLOCK;
         }
         uint8_t *to = row + (size_t)vector * LANES;
-#define BUILD(COUNT, HALVES, SHIFT)                                                                \
-    build_vector(COUNT, HALVES, SHIFT, constants, q, inside, to, step)
-        if (s->halves == 2) {
-            if (layer->count == 16) BUILD(16, 2, 3);
-            else if (layer->count == 32) BUILD(32, 2, 3);
-            else BUILD(64, 2, 3);
+#define BUILD(HALVES, SHIFT)                                                                       \
+    if (layer->count == 16)                                                                        \
+        build_vector(16, HALVES, SHIFT, constants, q, inside, to, step);                           \
+    else if (layer->count == 32)                                                                   \
+        build_vector(32, HALVES, SHIFT, constants, q, inside, to, step);                           \
+    else                                                                                           \
+        build_vector(64, HALVES, SHIFT, constants, q, inside, to, step);
+        if (layer->length == 8) {
+            BUILD(2, 3)
+        } else if (layer->length == 4) {
+            BUILD(1, 2)
         } else {
-            if (layer->count == 16) BUILD(16, 1, 2);
-            else if (layer->count == 32) BUILD(32, 1, 2);
-            else BUILD(64, 1, 2);
+            BUILD(1, 1)
         }
 #undef BUILD
     }

@@ -48,8 +48,10 @@ static void build(const Layer *layer, int32_t space, const int16_t *values, int3
                   int32_t n, void *tables) {
     if (layer->length == 8)
         build_of(layer, space, values, stride, n, 8, tables);
-    else
+    else if (layer->length == 4)
         build_of(layer, space, values, stride, n, 4, tables);
+    else
+        build_of(layer, space, values, stride, n, 2, tables);
 }
 
 static const RowKernel row_kernel = {1, spread, build, add, flush, finish, add_one};

@@ -17,15 +17,17 @@ static inline void interleave4(const int8x16_t x[4], int8x16_t sets[4]) {
     sets[0] = low.val[0], sets[1] = low.val[1], sets[2] = high.val[0], sets[3] = high.val[1];
 }
 
-/* entries of sixteen positions; quads, of four channels, is a constant at each call */
+/* entries of sixteen positions; length is a constant at each call. Channels are taken in quads,
+ * of which the last two may be missing */
 static inline void build16(const Layer *layer, const int8_t *codewords, const int32_t *offsets,
-                           int8x16_t x[2][4], int32_t quads, int16x8_t multiplier,
+                           int8x16_t x[2][4], int32_t length, int16x8_t multiplier,
                            int8_t *entries, int32_t stride) {
     for (int32_t k = 0; k < layer->count; k++, entries += stride) {
         int32x4_t offset = vdupq_n_s32(offsets[k]), t[4] = {offset, offset, offset, offset};
-        for (int32_t quad = 0; quad < quads; quad++, codewords += 4) {
-            int32_t four;
-            memcpy(&four, codewords, sizeof four);
+        for (int32_t quad = 0; 4 * quad < length; quad++) {
+            int32_t four = 0, n_channels = at_most(length, 4);
+            memcpy(&four, codewords, (size_t)n_channels);
+            codewords += n_channels;
             int8x16_t c = vreinterpretq_s8_s32(vdupq_n_s32(four));
             for (int32_t n = 0; n < 4; n++)
                 t[n] = vdotq_s32(t[n], x[quad][n], c);
@@ -43,11 +45,12 @@ static inline void build_of(const Layer *layer, int32_t space, const int16_t *va
     codeword_offsets(layer, codewords, offsets);
     for (int32_t p = 0; p < n; p += 16) {
         int8x16_t x[BLOCK], sets[2][4];
+        x[2] = x[3] = vdupq_n_s8(0);
         for (int32_t j = 0; j < length; j++)
             x[j] = signed16(values + (size_t)j * stride + p, to_signed);
-        for (int32_t quad = 0; quad < length / 4; quad++)
+        for (int32_t quad = 0; 4 * quad < length; quad++)
             interleave4(x + 4 * quad, sets[quad]);
-        build16(layer, codewords, offsets, sets, length / 4, multiplier, tables + p, stride);
+        build16(layer, codewords, offsets, sets, length, multiplier, tables + p, stride);
     }
 }
 
@@ -55,8 +58,10 @@ static void build(const Layer *layer, int32_t space, const int16_t *values, int3
                   int32_t n, void *tables) {
     if (layer->length == 8)
         build_of(layer, space, values, stride, n, 8, tables);
-    else
+    else if (layer->length == 4)
         build_of(layer, space, values, stride, n, 4, tables);
+    else
+        build_of(layer, space, values, stride, n, 2, tables);
 }
 
 static const RowKernel row_kernel = {1, spread, build, add, flush, finish, add_one};

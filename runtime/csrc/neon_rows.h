@@ -45,7 +45,7 @@ static inline void spread_of(const uint8_t *q, size_t step, int32_t n, int32_t l
 
 static void spread(const uint8_t *q, size_t step, int32_t n, int32_t length, int32_t zero,
                    int16_t *values, size_t stride) {
-    if (n < 8)
+    if (n < 8 || length == 2)
         portable_spread(q, step, n, length, zero, values, stride);
     else if (length == 8)
         spread_of(q, step, n, 8, zero, values, stride);

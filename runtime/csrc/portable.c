@@ -81,6 +81,13 @@ static void build_row(const int16_t *restrict high, const int16_t *restrict low,
     int16_t b1 = (int16_t)(begin >> 4), b0 = (int16_t)(begin & 15);
 #define H(j) (int16_t)(high[p + (j) * stride] * (int16_t)c[j])
 #define L(j) (int16_t)(low[p + (j) * stride] * (int16_t)c[j])
+    if (length == 2) {
+        for (int32_t p = 0; p < n; p++) {
+            int16_t h = (int16_t)(b1 + H(0) + H(1)), l = (int16_t)(b0 + L(0) + L(1));
+            row[p] = entry((int16_t)(h * 8 + (int16_t)(l >> 1)), m);
+        }
+        return;
+    }
     if (length == 4) {
         for (int32_t p = 0; p < n; p++) {
             int16_t h = (int16_t)(b1 + H(0) + H(1) + H(2) + H(3));

@@ -87,7 +87,7 @@ static int channels_fit(const Reader *reader) {
 static int lookup_fits(const Reader *reader) {
     const int64_t *f = reader->record;
     int64_t k = f[F_COUNT], r = f[F_LENGTH], taps = f[F_KH] * f[F_KW];
-    if ((k != 16 && k != 32 && k != 64 && k != 256) || (r != 4 && r != 8))
+    if ((k != 16 && k != 32 && k != 64 && k != 256) || (r != 2 && r != 4 && r != 8))
         return record_bad(reader, "no such codebook");
     if (f[F_SPACES] != (f[F_CIN] + r - 1) / r || taps > MAX_SUM / 4 || f[F_KW] > 32)
         return record_bad(reader, "codebook and convolution do not fit together");

@@ -20,7 +20,8 @@ static Arena *arena_new(const Program *program, int32_t threads, int32_t images)
     size_t bytes = (size_t)program->arena_bytes * (size_t)images +
                    program->scratch_bytes * (size_t)threads;
     /* calloc: kernels read the unused channels of a block, and pages come when touched */
-    arena->allocated = calloc(1, bytes + 64);
+    /* and vectors may reach a little beyond the last value */
+    arena->allocated = calloc(1, bytes + 128);
     if (!arena->allocated) {
         free(arena);
         return NULL;

@@ -16,7 +16,7 @@ TYPICAL_STEPS = 40.0  # root mean square of q - zero, where nothing was measured
 SHIFT = {8: 3, 4: 2, 2: 1}
 MAX_KERNEL = 63  # positions of a look-up: those of four sub-spaces fit an int16 sum
 MAX_KERNEL_WIDTH = 32
-PAYS_FROM = {8: 4, 4: 16}
+PAYS_FROM = {8: 4, 4: 16, 2: 36}
 """By r: look-up from so many look-ups an input position for every codeword on."""
 
 
