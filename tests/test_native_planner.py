@@ -380,7 +380,7 @@ def codebook(shape, count=16, length=8, seed=0, spare=0, kind=np.float32):
     ],
 )
 def test_where_look_up_pays(outputs, kernel, stride, count, length, expected):
-    """From 4 K look-ups an input position on for r = 8, from 16 K for r = 4, from 36 K for r = 2."""
+    """From 4 K look-ups an input position on for r = 8, 16 K for r = 4, 36 K for r = 2."""
     weight = codebook((outputs, 8, *kernel), count, length)
     assert pays(weight, p.Window(kernel, stride, (0, 0, 0, 0))) is expected
 
