@@ -169,10 +169,7 @@ def measure_steps(
         GraphError, EngineError: a graph cannot be run, or gives NaN or infinity.
     """
     entries = _entries(steps)
-    chosen = {name: _spread(x) for name, x in samples.items()}
-    for name in chosen:
-        if name not in entries or not len(chosen[name]):
-            raise DataError(f"{len(chosen[name])} samples of {name!r}; the entries are {entries}")
+    chosen = _chosen(samples, entries)
     with tqdm(total=4 * len(steps) + 2, desc="report", disable=not progress) as bar:
         engines: list[Engine] = []
         embedded: list[Embeddings] = []
@@ -205,10 +202,19 @@ def measure_steps(
         sensitivity=sensitivity,
         codebooks=codebooks,
         samples={name: len(x) for name, x in chosen.items()},
-        engine=engines[0].name,
+        engine=", then ".join(dict.fromkeys(engine.name for engine in engines)),
         threads=thread_count(threads),
         machine=f"{platform.system()} {platform.machine()}",
     )
+
+
+def _chosen(samples: Mapping[str, FloatArray], entries: tuple[str, ...]) -> dict[str, FloatArray]:
+    """Some samples of each entry; raises DataError where there are none, or no such entry."""
+    chosen = {name: _spread(x) for name, x in samples.items()}
+    for name, x in chosen.items():
+        if name not in entries or not len(x):
+            raise DataError(f"{len(x)} samples of {name!r}; the entries are {entries}")
+    return chosen
 
 
 def _measured(

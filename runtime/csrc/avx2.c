@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "padded.h"
 #include "portable.h"
 #include "rows.h"
 
@@ -333,20 +334,14 @@ static void lookup(const Layer *layer, const Tile *tile, uint8_t *scratch) {
 
 enum { OUTPUTS = 8, FEW = 5 };
 
-static int32_t wide_width(const Layer *layer) { return (layer->wout - 1) * layer->sx + layer->kw; }
-
-static int32_t wide_height(const Layer *layer, int32_t rows) {
-    return (rows - 1) * layer->sy + layer->kh;
-}
-
 static size_t wide_bytes(const Layer *layer, int32_t rows) {
-    return aligned((size_t)blocks(layer->cin) * wide_height(layer, rows) * wide_width(layer) *
+    return aligned((size_t)blocks(layer->cin) * padded_height(layer, rows) * padded_width(layer) *
                        BLOCK * sizeof(int16_t) + 64);
 }
 
 static void widen(const Layer *layer, const Tile *tile, int16_t *to) {
     const __m128i zero = _mm_set1_epi16((int16_t)layer->zero);
-    int32_t width = wide_width(layer), height = wide_height(layer, tile->y1 - tile->y0);
+    int32_t width = padded_width(layer), height = padded_height(layer, tile->y1 - tile->y0);
     for (int32_t block = 0; block < blocks(layer->cin); block++)
         for (int32_t i = 0; i < height; i++) {
             int32_t y = tile->y0 * layer->sy - layer->top + i;
@@ -386,7 +381,7 @@ static void dense_pack(const Layer *layer, const Weights *weights, uint8_t *pack
 }
 
 static int32_t dense_rows(const Layer *layer) {
-    size_t row = (size_t)blocks(layer->cin) * wide_width(layer) * layer->sy * BLOCK * 2;
+    size_t row = (size_t)blocks(layer->cin) * padded_width(layer) * layer->sy * BLOCK * 2;
     return at_least(layer->kh * 2, (int32_t)((128 << 10) / row));
 }
 
@@ -452,8 +447,8 @@ static void dense_call(const Layer *layer, const Wide *in, const int16_t *const 
 static void dense(const Layer *layer, const Tile *tile, uint8_t *scratch) {
     int16_t *values = (int16_t *)scratch;
     int32_t rows = tile->y1 - tile->y0, positions = rows * layer->wout;
-    Wide in = {(size_t)wide_height(layer, rows) * wide_width(layer) * BLOCK,
-               (size_t)wide_width(layer) * BLOCK, (layer->cin + 1) / 2};
+    Wide in = {(size_t)padded_height(layer, rows) * padded_width(layer) * BLOCK,
+               (size_t)padded_width(layer) * BLOCK, (layer->cin + 1) / 2};
     widen(layer, tile, values);
     size_t area = (size_t)layer->hout * layer->wout, first = (size_t)tile->y0 * layer->wout;
     for (int32_t block = 0; block < blocks(layer->cout); block += 2) {
@@ -485,8 +480,8 @@ static void dense(const Layer *layer, const Tile *tile, uint8_t *scratch) {
 
 static void depthwise(const Layer *layer, const Tile *tile, uint8_t *scratch) {
     int16_t *values = (int16_t *)scratch;
-    int32_t taps = layer->kh * layer->kw, height = wide_height(layer, tile->y1 - tile->y0);
-    size_t area = (size_t)layer->hout * layer->wout, row = (size_t)wide_width(layer) * BLOCK;
+    int32_t taps = layer->kh * layer->kw, height = padded_height(layer, tile->y1 - tile->y0);
+    size_t area = (size_t)layer->hout * layer->wout, row = (size_t)padded_width(layer) * BLOCK;
     widen(layer, tile, values);
     for (int32_t block = 0; block < blocks(layer->cout); block++) {
         const int8_t *weights = (const int8_t *)layer->packed + (size_t)block * taps * BLOCK;

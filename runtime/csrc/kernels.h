@@ -26,7 +26,6 @@ typedef struct {
     int32_t cin, hin, win, cout, hout, wout;
     int32_t kh, kw, sy, sx, top, left; /* kernel, stride, padding */
     int32_t zero;                      /* of the input */
-    int32_t depthwise;
 
     int32_t count, length, spaces, shift; /* of codebooks: K, r, sub-spaces, log2 r */
     const int8_t *codewords;              /* [spaces][count][length] */

@@ -26,6 +26,7 @@ typedef struct Arena {
 struct Program {
     int64_t input, output, steps, slots, arena_bytes, packed_bytes;
     int32_t result;
+    const Layer *last; /* the layer that writes the result */
     size_t scratch_bytes; /* of the step that needs most */
     Step *step;
     Slot *slot;

@@ -92,7 +92,6 @@ static void step_read(const Reader *reader, const Kernels *kernels, Step *step, 
     layer->sy = (int32_t)f[F_SY], layer->sx = (int32_t)f[F_SX];
     layer->top = (int32_t)f[F_TOP], layer->left = (int32_t)f[F_LEFT];
     layer->zero = (int32_t)f[F_ZERO], layer->out_zero = (int32_t)f[F_OUT_ZERO];
-    layer->depthwise = step->kind == DEPTHWISE;
     float constants[6];
     memcpy(constants, reader->blob + f[F_CONSTANTS], sizeof constants);
     layer->out_inverse = constants[4];
@@ -193,13 +192,12 @@ static int build(Program *program, Reader *reader, const int64_t *records,
 }
 
 /* the output is the last thing written to its slot, and has its size */
-static int result_fits(const Program *program, char *problem) {
-    const Step *last = NULL;
+static int result_fits(Program *program, char *problem) {
     for (int64_t i = 0; i < program->steps; i++)
         if (program->step[i].real == program->result)
-            last = &program->step[i];
-    if (last) {
-        const Layer *layer = &last->layer;
+            program->last = &program->step[i].layer;
+    const Layer *layer = program->last;
+    if (layer) {
         int64_t area = (int64_t)layer->hout * layer->wout;
         if (layer->cout * area == program->output &&
             program->slot[program->result].bytes >= blocks(layer->cout) * BLOCK * area * 4)

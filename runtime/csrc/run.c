@@ -161,16 +161,8 @@ static void run_steps(Pool *pool, const Job *jobs, int32_t count, double *second
     }
 }
 
-static const Layer *result_layer(const Program *program) {
-    const Layer *layer = NULL;
-    for (int64_t i = 0; i < program->steps; i++)
-        if (program->step[i].real == program->result)
-            layer = &program->step[i].layer;
-    return layer;
-}
-
 static void unpack_results(const Job *job, float *output) {
-    const Layer *result = result_layer(job->program);
+    const Layer *result = job->program->last;
     for (int32_t i = 0; i < job->images; i++)
         step_unpack(result, (const float *)slot_of(job, job->program->result, i),
                     output + i * job->program->output);
