@@ -69,7 +69,7 @@ def onnxruntime(folder: Path, threads: int, ending: str = ".onnx") -> Load:
 
 
 def litert(folder: Path, threads: int, ending: str = ".tflite") -> Load:
-    """An interpreter an entry, with XNNPACK."""
+    """An interpreter an entry, with XNNPACK; one input at a time."""
     from ai_edge_litert.interpreter import Interpreter
 
     def load() -> RunAll:
@@ -81,12 +81,12 @@ def litert(folder: Path, threads: int, ending: str = ".tflite") -> Load:
         source = made.get_input_details()[0]["index"]
         sink = made.get_output_details()[0]["index"]
 
-        def run(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        def one(x: Floats) -> Floats:
             made.set_tensor(source, x)
             made.invoke()
             return np.asarray(made.get_tensor(sink))
 
-        return run
+        return lambda batch: np.concatenate([one(x[None]) for x in batch])
 
     return load
 

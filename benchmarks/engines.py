@@ -1,12 +1,13 @@
 """The native engine against others on the same networks: time, load time, memory.
 
     python -m benchmarks.engines [SUITE ...] [--threads 1 2] [--rounds 7] [--seconds 1.0]
-        [--work work/engines] [--model work/small.edgeid] [--teacher mobilefacenet.onnx]
+        [--work work/engines] [--model edgeid/default.edgeid] [--teacher mobilefacenet.onnx]
         [--out benchmarks/results/engines.json]
 
 Suites: ``cnn20`` (face and speaker CNN-20 of full width, untrained: 22.7 M weights each),
 ``trained`` (the pair of ``--model``), ``mobilefacenet`` (the public network, codebooks put in).
-A joint run is one face and one window of speech, (1, 112, 96) each, one network after the other.
+A joint run is one face and one window of speech, (1, 112, 96) each, one network after the other;
+for ``trained`` one face and 3 s of speech, which are three windows.
 
 Each contender runs in processes of its own, and the contenders take turns, so that other work on
 the machine slows all of them. A process loads the networks, warms up and runs for ``--seconds``.
@@ -247,7 +248,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--work", type=Path, default=Path("work/engines"))
-    parser.add_argument("--model", type=Path, default=Path("work/small.edgeid"))
+    parser.add_argument("--model", type=Path, default=Path("edgeid/default.edgeid"))
     parser.add_argument("--teacher", type=Path, default=Path("../shared/models/mobilefacenet.onnx"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/engines.json"))
     parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)

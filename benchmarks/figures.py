@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgeid.all_pairs import evaluate_all_pairs
 from edgeid.command import data_directory
 from edgeid.evaluation import evaluate_faces, evaluate_people, evaluate_voices
 from edgeid.intervals import Rate
@@ -45,6 +46,9 @@ def figures(model: Model, data: Path) -> list[Row]:
     command = "faces --fold 5 --images lfw_photos.zip"
     what = f"faces, photos, fold 5 ({whole.failed} without a face)"
     rows.append(row(what, whole.parts[0], "accuracy", whole.parts[0].accuracy, command))
+    orl = evaluate_all_pairs(model, faces / "orl.zip", True).parts[0]
+    command = "faces --all-pairs --aligned --images orl.zip"
+    rows.append(row("faces, ORL, all pairs", orl, "EER", orl.eer, command))
     voices = evaluate_voices(
         model, speech / "enroll.csv", speech / "trials.csv", speech / "dev.zip"
     )

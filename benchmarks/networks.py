@@ -41,6 +41,7 @@ from edgeid.runtime.reference import ReferenceEngine
 
 K, R = 64, 8
 SEED = 4
+WINDOWS = 3  # of speech that 3 s are cut into
 FEWEST = 16  # channels: narrower layers are not coded
 Samples = dict[str, FloatArray]
 
@@ -153,12 +154,14 @@ def _scaled(graph: Graph, samples: Samples) -> Graph:
     return ActivationScales().call(replace(graph, scales={}), context).graph
 
 
-def write_folder(folder: Path, graph: Graph, samples: Samples, *, int8: bool) -> None:
+def write_folder(
+    folder: Path, graph: Graph, samples: Samples, *, int8: bool, windows: int = 1
+) -> None:
     """The files of one network or pair; ``inputs.npz`` comes last and says that all are there.
 
     model.edgeid, and for each entry ENTRY.onnx, ENTRY.tflite and, with ``int8``,
-    ENTRY.int8.onnx and ENTRY.int8.tflite; in inputs.npz one input of each entry, and what the
-    reference engine answers to it.
+    ENTRY.int8.onnx and ENTRY.int8.tflite; in inputs.npz one input of each entry, or as many
+    windows of speech as given, and what the reference engine answers to it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_model(ModelFile(graph), folder / "model.edgeid")
@@ -171,13 +174,16 @@ def write_folder(folder: Path, graph: Graph, samples: Samples, *, int8: bool) ->
             quantise_onnx(path, folder / f"{name}.int8.onnx", samples[name])
             data = tflite_int8_bytes(plain, name, samples[name])
             (folder / f"{name}.int8.tflite").write_bytes(data)
-    write_inputs(folder, plain, samples)
+    write_inputs(folder, plain, samples, windows)
 
 
-def write_inputs(folder: Path, plain: Graph, samples: Samples) -> None:
-    """One input of each entry and its output; all that the measuring processes read."""
+def write_inputs(folder: Path, plain: Graph, samples: Samples, windows: int) -> None:
+    """Inputs of each entry and their outputs; all that the measuring processes read."""
     engine = ReferenceEngine(plain)
-    arrays = {entry.name: samples[entry.name][:1] for entry in plain.entries}
+    arrays = {
+        entry.name: samples[entry.name][: windows if entry.name == "voice" else 1]
+        for entry in plain.entries
+    }
     outputs = {f"{name}_output": engine.run(name, x) for name, x in arrays.items()}
     np.savez(folder / "inputs.npz", **arrays, **outputs)  # type: ignore[arg-type]
 
@@ -223,7 +229,7 @@ def build(work: Path, model: Path, teacher: Path, wanted: Sequence[str]) -> None
             own = mobilefacenet_samples(teacher)
             write_folder(work / name, mobilefacenet(teacher, own), own, int8=False)
         elif name == "trained":
-            write_folder(work / name, _trained(model), samples, int8=False)
+            write_folder(work / name, _trained(model), samples, int8=False, windows=WINDOWS)
         else:
             width = float(name.removesuffix("-relu").removeprefix("cnn20-"))
             graph = cnn20_pair(width, samples)

@@ -16,6 +16,7 @@ from edgeid.command import (
     data_directory,
     load_model,
 )
+from edgeid.runtime.errors import InputError
 
 
 def add_commands(commands: Commands) -> None:
@@ -28,6 +29,8 @@ def add_commands(commands: Commands) -> None:
     faces.add_argument("--images", type=Path, help=images)
     faces.add_argument("--aligned", action="store_true", help="these images are aligned crops")
     faces.add_argument("--fold", type=int, help="only the pairs of this fold")
+    every = "all pairs of --images in place of those of a CSV; a folder is a person"
+    faces.add_argument("--all-pairs", action="store_true", help=every)
     voices = _add(kinds, "voices", voices_report, "measure voice verification on trials")
     _add_path(voices, "enroll", "CSV of enrolments", "speech/enroll.csv")
     _add_path(voices, "trials", "CSV of trials", "speech/trials.csv")
@@ -56,11 +59,16 @@ def _add_path(parser: Any, name: str, text: str, default: str) -> None:
 
 
 def faces_report(options: argparse.Namespace) -> Outcome:
+    from edgeid.all_pairs import evaluate_all_pairs
     from edgeid.evaluation import evaluate_faces
 
     images, aligned = options.images, options.aligned
+    if options.all_pairs and (images is None or options.fold is not None):
+        raise InputError("--all-pairs needs --images, and has no folds")
     if images is None:
         images, aligned = data_directory() / "faces" / "lfw_aligned.zip", True
+    if options.all_pairs:
+        return _outcome(options, evaluate_all_pairs(load_model(options), images, aligned))
     report = evaluate_faces(load_model(options), options.pairs, images, aligned, fold=options.fold)
     return _outcome(options, report)
 

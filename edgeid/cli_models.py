@@ -1,4 +1,4 @@
-"""The commands about models: train, inspect."""
+"""The commands about models: train, label, inspect."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ def add_commands(commands: Commands) -> None:
         ("landmarks", train_landmarks, "the network that finds eyes, nose and mouth"),
     ):
         _add_training(networks, name, run, f"train {noun}")
+    parser = add_command(commands, "label", label, "cut faces out of photos to train on")
+    parser.add_argument("photos", type=Path, help="folder or zip of photos, a folder a person")
+    parser.add_argument("--detector", type=Path, required=True, help="YuNet's .onnx file")
+    parser.add_argument("--out", type=Path, required=True, help="folder for landmarks.zip and .csv")
     parser = add_command(commands, "inspect", inspect, "say what is in a model file")
     parser.add_argument("model", nargs="?", default="default", help="an .edgeid file")
     parser.add_argument("--card", action="store_true", help="print the model card too")
@@ -43,6 +47,11 @@ def _add_training(
         parser.add_argument("--start", type=Path, help="a finished checkpoint to train further")
     if name == "face":
         parser.add_argument("--teacher", type=Path, help="an .onnx face network to learn from")
+    if name == "voice":
+        parser.add_argument(
+            "--taught", action="store_true",
+            help="learn from the speaker encoder of the package resemblyzer too",
+        )  # fmt: skip
 
 
 def train_face(options: argparse.Namespace) -> Outcome:
@@ -59,7 +68,7 @@ def train_voice(options: argparse.Namespace) -> Outcome:
         from edgeid.converters.training import training
 
         chosen = _chosen(training.VOICE_OPTIONS, options)
-        out = training.train_voice(options.out, chosen, data=_data(options))
+        out = training.train_voice(options.out, chosen, data=_data(options), taught=options.taught)
     return Outcome({"checkpoint": str(out)}, [f"wrote {out}"])
 
 
@@ -77,6 +86,18 @@ def train_landmarks(options: argparse.Namespace) -> Outcome:
     return Outcome(
         record, [f"wrote {options.out}: mean error {error:.2f} % of the distance of the eyes"]
     )
+
+
+def label(options: argparse.Namespace) -> Outcome:
+    from edgeid.runtime.detection import YuNetDetector
+
+    with convert_extra():
+        from edgeid.converters.training.landmark_labels import label_photos
+
+        detector = YuNetDetector(options.detector)
+        count = label_photos(options.photos, detector, options.out)
+    found = f"{count:,} faces with five points in {options.out}"
+    return Outcome({"faces": count, "out": str(options.out)}, [found])
 
 
 def _chosen(defaults: Any, options: argparse.Namespace) -> Any:

@@ -6,6 +6,7 @@ share of genuine trials not accepted (ISO/IEC 19795-1).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,12 @@ class Trials:
     def identities(self) -> NDArray[np.str_]:
         """All people who claim or probe, sorted."""
         return np.union1d(self.claimed, self.probe)
+
+
+def pooled(parts: Sequence[Trials]) -> Trials:
+    """The trials of several sets, to be decided by one threshold."""
+    names = ("scores", "genuine", "claimed", "probe")
+    return Trials(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 @dataclass(frozen=True)

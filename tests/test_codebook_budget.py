@@ -16,6 +16,7 @@ from edgeid.converters.codebook.calibration import CodebookCalibration  # noqa: 
 from edgeid.converters.codebook.pairing import pair_layers  # noqa: E402
 from edgeid.converters.codebook.shared_codebooks import SharedCodebooks  # noqa: E402
 from edgeid.converters.recipe import Context, run_recipe  # noqa: E402
+from edgeid.runtime.codebook import Codebook  # noqa: E402
 from edgeid.runtime.errors import DataError  # noqa: E402
 from edgeid.runtime.format import ModelFile, dump_model  # noqa: E402
 from edgeid.runtime.graph import merge_graphs  # noqa: E402
@@ -58,6 +59,21 @@ def test_a_budget_is_met_and_used(graph, context):
 def test_a_budget_that_cannot_be_met(graph, context):
     with pytest.raises(DataError, match=r"budget of 10000 bytes cannot be met.*file of \d+ bytes"):
         run_recipe([SharedCodebooks(budget=10_000)], graph, context)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_sub_vectors_are_not_shorter_than_asked_for(graph, context, apart):
+    lengths = {}
+    for shortest in (2, 4, 8):
+        step = SharedCodebooks(
+            budget=60_000, shortest=shortest, apart=apart, calibration=NO_TRAINING
+        )
+        made, _ = run_recipe([step], graph, context)
+        coded = [t for t in made.tensors.values() if isinstance(t, Codebook)]
+        lengths[shortest] = {tensor.length for tensor in coded}
+    assert min(lengths[2]) == 2  # the budget is ample
+    assert min(lengths[4]) == 4
+    assert lengths[8] == {8}
 
 
 def test_weights_that_need_not_share(context):

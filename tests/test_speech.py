@@ -59,13 +59,18 @@ def test_band_limit_takes_the_top_away():
 
 def test_draw_gives_network_input_and_depends_on_its_generator_alone():
     sampler = SpeechSampler(small_set(), (noise(20000),), SPEC)
-    windows, labels = sampler.draw(12, np.random.default_rng(3))
-    again, _ = sampler.draw(12, np.random.default_rng(3))
-    np.testing.assert_array_equal(windows, again)
-    assert windows.shape == (12, 1, 112, 96)
-    assert windows.dtype == np.float32
+    batch = sampler.draw(12, np.random.default_rng(3))
+    again = sampler.draw(12, np.random.default_rng(3))
+    np.testing.assert_array_equal(batch.windows, again.windows)
+    np.testing.assert_array_equal(batch.utterances, again.utterances)
+    assert batch.windows.shape == (12, 1, 112, 96)
+    assert batch.windows.dtype == np.float32
     assert sampler.classes == 6
-    assert set(labels) <= set(range(6))
+    assert set(batch.classes) <= set(range(6))
+    np.testing.assert_array_equal(batch.classes % 2, batch.speakers)
+    np.testing.assert_array_equal(batch.classes < 2, batch.unchanged)
+    for speaker, utterance in zip(batch.speakers, batch.utterances, strict=True):
+        assert 0 <= utterance < len(sampler.speech.utterances[speaker])
 
 
 def test_an_unaltered_draw_is_what_the_device_computes(monkeypatch):
@@ -75,8 +80,8 @@ def test_an_unaltered_draw_is_what_the_device_computes(monkeypatch):
     monkeypatch.setattr(SpeechSampler, "_augment", lambda _self, wave, _rng: wave)
     monkeypatch.setattr("edgeid.converters.training.speech._colour", lambda *_: None)
     monkeypatch.setattr("edgeid.converters.training.speech._mask", lambda *_: None)
-    windows, labels = sampler.draw(20, np.random.default_rng(0))
-    plain = windows[labels == 0][0]
+    batch = sampler.draw(20, np.random.default_rng(0))
+    plain = batch.windows[batch.unchanged][0]
     np.testing.assert_allclose(plain, cut_windows(clip[:-1], SPEC)[0], atol=1e-5)
 
 

@@ -110,14 +110,15 @@ def test_a_stopped_training_resumes_to_the_same_network(kind, data, tmp_path, mo
     assert network.average_time == (kind == "voice")
 
 
-def test_both_objectives_can_be_learnt():
+def test_all_objectives_can_be_learnt():
     torch.manual_seed(0)
     x = torch.randn(8, 1, 112, 96)
     target = torch.nn.functional.normalize(torch.randn(8, 8))
     label = torch.tensor([0, 1, 2, 3, 0, 1, -1, -1])
     for objective, batch in (
         (training.FaceObjective(0.125, 8, 4), (x, target, label)),
-        (training.VoiceObjective(0.125, 8, 4), (x, label.clamp(min=0))),
+        (training.VoiceObjective(0.125, 8, 4), (x, label.clamp(min=0), torch.zeros(8, 0))),
+        (training.VoiceObjective(0.125, 8, 4, lesson=8), (x, label.clamp(min=0), target)),
     ):
         optimiser = torch.optim.SGD(objective.parameters(), 0.02, momentum=0.9)
         losses = []
@@ -128,6 +129,22 @@ def test_both_objectives_can_be_learnt():
             optimiser.step()
             losses.append(loss.item())
         assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_window_without_a_lesson_changes_nothing_of_the_others():
+    torch.manual_seed(0)
+    objective = training.VoiceObjective(0.125, 8, 4, lesson=6).eval()
+    x, label = torch.randn(4, 1, 112, 96), torch.tensor([0, 1, 2, 3])
+    target = torch.nn.functional.normalize(torch.randn(4, 6))
+    partly = target * torch.tensor([1.0, 1.0, 0.0, 0.0])[:, None]
+    none, some, all_ = (
+        objective.loss((x, label, t), 1.0).item() for t in (0 * target, partly, target)
+    )
+    unit = torch.nn.functional.normalize(objective.network(x))
+    cosine = torch.cosine_similarity(objective.foretell(unit), target)
+    lessons = training.LESSON_WEIGHT * (1 - cosine) / 4
+    assert some - none == pytest.approx(lessons[:2].sum().item(), rel=1e-4)
+    assert all_ - none == pytest.approx(lessons.sum().item(), rel=1e-4)
 
 
 def test_a_finished_network_is_trained_further(data, tmp_path):

@@ -127,7 +127,7 @@ def _voices() -> Arrays:
     train, held = read_speech(archives, spec).split()
     rng = np.random.default_rng((0, 2))
     sampler = SpeechSampler(train, read_noise(speech / "noise.zip", spec), spec)
-    drawn = [sampler.draw(500, rng)[0].astype(np.float16) for _ in range(WINDOWS // 500)]
+    drawn = [sampler.draw(500, rng).windows.astype(np.float16) for _ in range(WINDOWS // 500)]
     windows, labels = [], []
     for speaker, utterances in enumerate(held.utterances):
         long = [u for u in utterances if len(u) > SHORTEST * spec.rate][:HELD_UTTERANCES]

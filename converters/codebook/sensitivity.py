@@ -83,6 +83,7 @@ def choose_codings(
     budget: int,
     fixed: Mapping[int, Coding],
     apart: bool = False,
+    shortest: int = 2,
 ) -> Sensitivity:
     """K and r of every pair: the least expected error within ``budget`` bytes of file.
 
@@ -95,6 +96,7 @@ def choose_codings(
         budget: bytes of the model file.
         fixed: codings, by number of the pair, that are not to be chosen.
         apart: weights of a pair may have codebooks of their own, see ``Choice``.
+        shortest: r that may be chosen, at least.
 
     Raises:
         DataError: the budget cannot be met; it says what is needed.
@@ -102,12 +104,18 @@ def choose_codings(
     left = check_budget(stored, pairing, budget, fixed)
     found = measure(graph, pairing, importance, context, apart)
     choices = [
-        [c for c in options if number not in fixed or (c.coding, c.apart) == (fixed[number], ())]
+        [c for c in options if _eligible(c, fixed.get(number), shortest)]
         for number, options in enumerate(found.choices)
     ]
     chosen = allocate(choices, left)
     codings, own = tuple(c.coding for c in chosen), tuple(c.apart for c in chosen)
     return replace(found, codings=codings, apart=own)
+
+
+def _eligible(choice: Choice, fixed: Coding | None, shortest: int) -> bool:
+    if fixed is not None:
+        return (choice.coding, choice.apart) == (fixed, ())
+    return min(c.r for c in (choice.coding, *choice.apart)) >= shortest
 
 
 def measure(

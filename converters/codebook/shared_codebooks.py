@@ -82,6 +82,8 @@ class SharedCodebooks(Pass):
             with its K and r, where that makes the smaller error; takes twice as long to
             choose. Sharing binds a pair to one K and r, which costs where one network needs
             finer codebooks than the other.
+        shortest: sub-vectors that a budget may choose, at least. From 4 on the native engine
+            looks up where it would multiply for 2: smaller errors there, or higher speed.
         compare: measure what sharing saves against separate codebooks of equal error; takes
             as long as the choice under a budget.
         rest: how weights that are not coded are stored. Scales, shifts, biases and slopes
@@ -99,6 +101,7 @@ class SharedCodebooks(Pass):
     samples: int = 256
     rounds: int = 4
     apart: bool = False
+    shortest: Literal[2, 4, 8] = 2
     compare: bool = False
     rest: Literal["float32", "float16", "int8"] = "float16"
     calibration: CodebookCalibration = field(default_factory=CodebookCalibration)
@@ -193,6 +196,7 @@ class SharedCodebooks(Pass):
             budget=self.budget,
             fixed=self._fixed(pairing),
             apart=self.apart,
+            shortest=self.shortest,
         )
 
     def _fixed(self, pairing: Pairing) -> dict[int, Coding]:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from edgeid.converters.networks.prelu import prelu
 from edgeid.converters.onnx_import.model import import_onnx
 from edgeid.runtime.encoding import Tensor, encode_float32
 from edgeid.runtime.errors import EngineError, GraphError, MissingExtraError
@@ -94,8 +95,7 @@ class GraphModule(nn.Module):
             slope = self.weight(layer.slope)
             if not self.training:
                 return F.prelu(x, slope)
-            # the same function, whose gradient torch computes faster in bfloat16
-            return F.relu(x) - _along(slope.to(x.dtype), x) * F.relu(-x)
+            return prelu(x, slope)
         if isinstance(layer, Affine):
             weight, bias = self.weight(layer.weight), self.weight(layer.bias)
             return x * _along(weight, x) + _along(bias, x)

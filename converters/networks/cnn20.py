@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgeid.converters.networks.prelu import PReLU
+
 STAGES = ((64, 1), (128, 2), (256, 4), (512, 1))  # channels, residual units
 INPUT_SHAPE = (1, 112, 96)
 
@@ -22,7 +24,7 @@ class ConvUnit(nn.Sequential):
         super().__init__(
             nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False),
             nn.BatchNorm2d(c_out),
-            nn.PReLU(c_out),
+            PReLU(c_out),
         )
 
 

@@ -27,7 +27,7 @@ _MIRRORED = (1, 0, 2, 4, 3)
 # The set's points count from the pixels' corners of a larger picture: they lie 0.27 pixels right of
 # what a network trained on the crops and their mirror images finds, which cannot prefer a side.
 # Downwards the same shift must be there, where no mirror shows it.
-_LABEL_SHIFT = 0.27
+LABEL_SHIFT = 0.27
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def read_landmark_set(faces: Path) -> LandmarkSet:
 def _row_points(row: dict[str, str]) -> list[tuple[float, float]]:
     names = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
     return [
-        (float(row[f"{name}_x"]) - _LABEL_SHIFT, float(row[f"{name}_y"]) - _LABEL_SHIFT)
+        (float(row[f"{name}_x"]) - LABEL_SHIFT, float(row[f"{name}_y"]) - LABEL_SHIFT)
         for name in names
     ]
 

@@ -91,6 +91,25 @@ def read_noise(archive: Path, spec: VoiceSpec) -> tuple[Samples, ...]:
 
 
 @dataclass(frozen=True)
+class SpeechBatch:
+    """What ``SpeechSampler.draw`` gives; N windows.
+
+    Attributes:
+        windows: network input (N, 1, frames, mels).
+        classes: (N,) whole numbers: speakers times speeds.
+        speakers, utterances: (N,) of the ``SpeechSet``, where each window comes from; the
+            utterance that it begins with.
+        unchanged: (N,) whether it is played at the speaker's own speed.
+    """
+
+    windows: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    speakers: NDArray[np.int64]
+    utterances: NDArray[np.int64]
+    unchanged: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class SpeechSampler:
     """Draws augmented training windows; ``draw`` depends on its generator alone."""
 
@@ -103,16 +122,15 @@ class SpeechSampler:
         """Speakers times speeds."""
         return len(self.speech.speakers) * len(SPEEDS)
 
-    def draw(
-        self, count: int, rng: np.random.Generator
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """``count`` windows (count, 1, frames, mels) and the classes of their speakers."""
+    def draw(self, count: int, rng: np.random.Generator) -> SpeechBatch:
+        """``count`` augmented windows."""
         speakers = rng.choice(len(self.speech.speakers), count, p=self.speech.weights)
         speeds = rng.choice(len(SPEEDS), count, p=(0.5, 0.25, 0.25))
+        utterances = [int(rng.integers(len(self.speech.utterances[s]))) for s in speakers]
         waves = np.stack(
             [
-                self._augment(self._take(speaker, SPEEDS[speed], rng), rng)
-                for speaker, speed in zip(speakers, speeds, strict=True)
+                self._augment(self._take(speaker, first, SPEEDS[speed], rng), rng)
+                for speaker, first, speed in zip(speakers, utterances, speeds, strict=True)
             ]
         )
         features = log_mel(waves, self.spec)
@@ -121,13 +139,14 @@ class SpeechSampler:
         windows = normalise_windows(features, self.spec)
         for window in windows:
             _mask(window[0], rng)
-        return windows, speakers + speeds * len(self.speech.speakers)
+        classes = speakers + speeds * len(self.speech.speakers)
+        return SpeechBatch(windows, classes, speakers, np.array(utterances), speeds == 0)
 
-    def _take(self, speaker: int, speed: float, rng: np.random.Generator) -> Samples:
-        """A stretch of speech as long as a window, played at ``speed``."""
+    def _take(self, speaker: int, first: int, speed: float, rng: np.random.Generator) -> Samples:
+        """A stretch of speech as long as a window, from utterance ``first``, at ``speed``."""
         utterances = self.speech.utterances[speaker]
         length = int(self.spec.window_samples * speed) + 1
-        clip = utterances[rng.integers(len(utterances))]
+        clip = utterances[first]
         while len(clip) < length and rng.random() < 0.5:  # else the same words are repeated
             clip = np.concatenate([clip, utterances[rng.integers(len(utterances))]])
         if len(clip) < length:
@@ -149,8 +168,9 @@ class SpeechSampler:
             noise = self.noise[rng.integers(len(self.noise))]
             wave = mix(wave, _stretch(noise, len(wave), rng), rng.uniform(3, 25))
         if rng.random() < 0.1:
-            other = self._take(int(rng.integers(len(self.speech.speakers))), 1.0, rng)
-            wave = mix(wave, other, rng.uniform(10, 25))
+            stranger = int(rng.integers(len(self.speech.speakers)))
+            first = int(rng.integers(len(self.speech.utterances[stranger])))
+            wave = mix(wave, self._take(stranger, first, 1.0, rng), rng.uniform(10, 25))
         if rng.random() < 0.05:  # overdriven
             wave = np.clip(wave * rng.uniform(1, 3) / np.abs(wave).max(), -1, 1)
         return wave
