@@ -59,16 +59,15 @@ $(VENV)/packaging: $(INPUTS) | $(BIN)/python
 # The default model from the data in EDGEID_DATA; every step resumes where it stopped.
 WORK ?= work
 model: $(VENV)/development
-	$(BIN)/edgeid train face --out $(WORK)/face-1.pt
-	$(BIN)/edgeid train face --start $(WORK)/face-1.pt --steps 1250 --rate 0.1 --seed 2 \
-	    --out $(WORK)/face.pt
-	$(BIN)/edgeid train voice --out $(WORK)/voice-1.pt
-	$(BIN)/edgeid train voice --start $(WORK)/voice-1.pt --steps 850 --rate 0.05 --seed 2 \
-	    --out $(WORK)/voice.pt
+	$(PIP) --no-deps resemblyzer==0.1.4
+	$(BIN)/edgeid train face --out $(WORK)/face.pt
+	$(BIN)/edgeid train voice --taught --out $(WORK)/voice.pt
 	$(BIN)/edgeid train landmarks --out $(WORK)/landmarks.pt
+	$(BIN)/edgeid train detector --out $(WORK)/detector.pt
 	$(BIN)/edgeid convert --face $(WORK)/face.pt --voice $(WORK)/voice.pt \
-	    --landmarks $(WORK)/landmarks.pt --card converters/default_card.json \
-	    --weights int8 --out edgeid/default.edgeid
+	    --landmarks $(WORK)/landmarks.pt --detector $(WORK)/detector.pt \
+	    --recipe converters/default_recipe.json --samples 12000 --weights int8 --resume \
+	    --card converters/default_card.json --out edgeid/default.edgeid
 	$(BIN)/python benchmarks/figures.py --card edgeid/default.edgeid
 
 # The synthetic people of the demo (needs the program espeak-ng).

@@ -18,6 +18,8 @@ from edgeid.converters.quantisation.activations import ActivationScales
 from edgeid.converters.quantisation.encode import Encode, Weights
 from edgeid.converters.recipe import Context, recipe_to_json, stored_bytes
 from edgeid.converters.report.steps import Judge
+from edgeid.converters.training.detector_scenes import make_scene
+from edgeid.converters.training.face_pictures import Faces
 from edgeid.converters.training.faces import FaceSet
 from edgeid.runtime.alignment import (
     LANDMARK_SIZE,
@@ -27,18 +29,21 @@ from edgeid.runtime.alignment import (
     points_to_crop,
     to_grey,
 )
+from edgeid.runtime.encoding import FloatArray
 from edgeid.runtime.engine import make_engine
 from edgeid.runtime.errors import DataError, ModelError
 from edgeid.runtime.face import FaceSpec
 from edgeid.runtime.format import ModelFile, write_model
 from edgeid.runtime.golden import make_golden
 from edgeid.runtime.graph import Graph, merge_graphs
-from edgeid.runtime.model import FACE, LANDMARKS, VOICE, Model
+from edgeid.runtime.model import DETECTOR, FACE, LANDMARKS, VOICE, Model
+from edgeid.runtime.network_detector import detector_input
 from edgeid.runtime.score import Calibration
 from edgeid.runtime.voice import VoiceSpec
 
 GOLDEN_SEEDS = (1, 2)
 LANDMARK_SAMPLES = 256
+DETECTOR_SAMPLES = 128
 RESERVE = 24 * 1024  # bytes of a file for golden vectors, calibration and what else is no graph
 
 
@@ -47,10 +52,10 @@ class ConvertOptions:
     """How a model file is made.
 
     Attributes:
-        ladder: recipes to choose from; the landmark network takes no part in them.
+        ladder: recipes to choose from; landmark network and detector take no part in them.
         limits: what the face and voice networks have to keep to; the budget is of the whole
             file.
-        weights: how the landmark network is stored, see ``Encode``.
+        weights: how landmark network and detector are stored, see ``Encode``.
         scoring: see ``score_model``.
         calibrated: whether to give the model thresholds and score fusion, by the people who
             were held out. Without them it embeds but cannot decide.
@@ -151,11 +156,17 @@ def convert(
         limits = replace(limits, budget=graph_budget(limits.budget, networks, options.weights))
     compressed = compress(pair, options.ladder, _context(people, options, folder), limits, judge)
     graph = compressed.graph
+    samples = people.faces[0] if graph.scales and people is not None and people.faces else None
     if networks.landmarks is not None:
         landmarks = merge_graphs(landmarks=_encoded(networks.landmarks, options.weights))
-        if graph.scales and people is not None and people.faces is not None:
-            landmarks = _scaled_landmarks(landmarks, people.faces[0], options)
+        if samples is not None:
+            landmarks = _scaled(landmarks, LANDMARKS, _landmark_samples(samples, options), options)
         graph = _joined(graph, landmarks)
+    if networks.detector is not None:
+        detector = merge_graphs(detector=_encoded(networks.detector, options.weights))
+        if samples is not None:
+            detector = _scaled(detector, DETECTOR, _detector_samples(samples, options), options)
+        graph = _joined(graph, detector)
     model = Model(_file(graph, networks, compressed, options))
     scores = None
     if options.calibrated and people is not None:
@@ -180,12 +191,12 @@ def graph_budget(budget: int, networks: Networks, weights: Weights = "float16") 
     Raises DataError where nothing is left.
     """
     taken = RESERVE
-    if networks.landmarks is not None:
-        taken += stored_bytes(_encoded(networks.landmarks, weights))
+    for network in (networks.landmarks, networks.detector):
+        taken += 0 if network is None else stored_bytes(_encoded(network, weights))
     if budget <= taken:
         raise DataError(
-            f"a budget of {budget:,} bytes: landmarks, golden vectors and calibration alone take "
-            f"{taken:,}"
+            f"a budget of {budget:,} bytes: landmarks, detector, golden vectors and calibration "
+            f"alone take {taken:,}"
         )
     return budget - taken
 
@@ -201,8 +212,14 @@ def _encoded(graph: Graph, weights: Weights) -> Graph:
     return Encode(weights).call(graph, Context({}, Path())).graph
 
 
-def _scaled_landmarks(graph: Graph, faces: FaceSet, options: ConvertOptions) -> Graph:
-    """With activation scales, from faces as a detector would cut them out.
+def _scaled(graph: Graph, entry: str, inputs: FloatArray, options: ConvertOptions) -> Graph:
+    """With activation scales."""
+    context = Context({entry: inputs}, Path(), options.seed, options.threads)
+    return ActivationScales().call(graph, context).graph
+
+
+def _landmark_samples(faces: FaceSet, options: ConvertOptions) -> FloatArray:
+    """Faces as a detector would cut them out.
 
     Training crops are a little narrower than that: the missing border repeats the outermost
     pixels, which does for ranges of activations.
@@ -211,9 +228,14 @@ def _scaled_landmarks(graph: Graph, faces: FaceSet, options: ConvertOptions) -> 
     chosen = rng.permutation(len(faces.crops))[:LANDMARK_SAMPLES]
     matrix = points_to_crop(TEMPLATE)
     crops = [cut(to_grey(faces.crops[i]), matrix, LANDMARK_SIZE) for i in chosen]
-    inputs = landmark_input(np.stack(crops))
-    context = Context({LANDMARKS: inputs}, Path(), options.seed, options.threads)
-    return ActivationScales().call(graph, context).graph
+    return landmark_input(np.stack(crops))
+
+
+def _detector_samples(faces: FaceSet, options: ConvertOptions) -> FloatArray:
+    """Scenes made of the faces."""
+    crops = Faces.aligned(faces.crops)
+    draws = (np.random.default_rng([options.seed, i]) for i in range(DETECTOR_SAMPLES))
+    return detector_input([make_scene(crops, rng).picture for rng in draws])
 
 
 def _joined(graph: Graph, other: Graph) -> Graph:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -11,9 +12,12 @@ from tqdm import tqdm
 from edgeid.converters.people import People
 from edgeid.converters.scores.calibration import CalibrationOptions, calibrate
 from edgeid.converters.scores.scoring import HeldPeople, choose_shrinkage, learn_backend
-from edgeid.converters.training.faces import FaceSet
+from edgeid.converters.scores.views import Views
+from edgeid.converters.training.faces import Crops, FaceSet, degrade, relight
 from edgeid.converters.training.speech import SpeechSet
+from edgeid.runtime.audio import Samples
 from edgeid.runtime.errors import CalibrationError
+from edgeid.runtime.face_quality import sharpness
 from edgeid.runtime.model import FACE, VOICE, Model
 from edgeid.runtime.score import Backend, Calibration
 from edgeid.runtime.voice import VoiceSpec, cut_windows
@@ -21,10 +25,16 @@ from edgeid.runtime.voice import VoiceSpec, cut_windows
 Embedded = dict[str, NDArray[np.float32]]  # who -> (n, d)
 Scoring = Literal["cosine", "joint-bayesian"]
 OPTIONS = CalibrationOptions(probes=9)
+WORSE_SHARE = 0.5  # chance of each fault of a camera, where a photo is made worse
+WORSE_SIDES = 20, 80  # pixels of a crop, where a face is too far away
+WORSE_SECONDS = 0.5, 4.0  # of speech, where a recording is cut short
 
 
 def score_model(model: Model, people: People, scoring: Scoring = "cosine") -> Calibration:
     """Measure the scores of the people who were held out.
+
+    Their photos and recordings are also made worse, so that the fusion can learn what quality
+    tells.
 
     Args:
         model: embeds; its own calibration is not looked at.
@@ -35,14 +45,20 @@ def score_model(model: Model, people: People, scoring: Scoring = "cosine") -> Ca
     Raises:
         CalibrationError: nobody is named, or too few people are.
     """
-    held: dict[str, Embedded] = {}
+    faces: dict[str, Views] = {}
+    voices: dict[str, Views] = {}
     if people.faces:
-        held[FACE] = embed_people(model, people.faces[1])
+        faces = view_people(model, people.faces[1])
     if people.speech:
-        held[VOICE] = embed_speakers(model, people.speech[1], people.voice)
+        voices = view_speakers(model, people.speech[1], people.voice)
+    held = {FACE: _recorded(faces), VOICE: _recorded(voices)}
     backends = _learn_backends(model, people, held) if scoring == "joint-bayesian" else {}
-    by_voice = one_set(held.get(VOICE, {}))
-    return calibrate(held.get(FACE, {}), by_voice, options=OPTIONS, backends=backends)
+    return calibrate(faces, one_set(voices), options=OPTIONS, backends=backends)
+
+
+def _recorded(views: dict[str, Views]) -> Embedded:
+    """Embeddings (n, d) of the samples as they were recorded."""
+    return {name: own.embeddings[0] for name, own in views.items()}
 
 
 def _learn_backends(model: Model, people: People, held: dict[str, Embedded]) -> dict[str, Backend]:
@@ -86,7 +102,56 @@ def embed_speakers(model: Model, speech: SpeechSet, spec: VoiceSpec) -> Embedded
     return embedded
 
 
-def one_set(embedded: Embedded) -> Embedded:
+def view_people(model: Model, faces: FaceSet, seed: int = 0) -> dict[str, Views]:
+    """Every person's crops as they are, and as a poor camera in poor light would see them."""
+    rng = np.random.default_rng(seed)
+    worse = [_poorly_seen(crop, rng) for crop in faces.crops]
+    views: tuple[Crops, Crops] = faces.crops, np.stack(worse)
+    embedded = np.stack([model.embed_aligned(crops) for crops in views])
+    quality = np.array([[sharpness(crop) for crop in crops] for crops in views])
+    return {
+        name: Views(embedded[:, own], quality[:, own])
+        for index, name in enumerate(faces.identities)
+        if (own := faces.labels == index).any()
+    }
+
+
+def _poorly_seen(crop: Crops, rng: np.random.Generator) -> Crops:
+    """A crop in other light, with the faults of a camera, and often from too far away."""
+    crop = degrade(relight(crop, rng), rng, WORSE_SHARE)
+    if rng.random() < WORSE_SHARE:
+        side = round(np.exp(rng.uniform(*np.log(WORSE_SIDES))))
+        small = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
+        crop = np.asarray(cv2.resize(small, crop.shape, interpolation=cv2.INTER_LINEAR), np.uint8)
+    return crop
+
+
+def view_speakers(
+    model: Model, speech: SpeechSet, spec: VoiceSpec, seed: int = 0
+) -> dict[str, Views]:
+    """Every speaker's utterances that are long enough to decide on, whole and cut short."""
+    rng = np.random.default_rng(seed)
+    views = {}
+    groups = zip(speech.speakers, speech.utterances, strict=True)
+    for name, utterances in tqdm(groups, total=len(speech.speakers), desc="speakers"):
+        long = [u for u in utterances if len(u) >= spec.min_speech * spec.rate]
+        if long:
+            both = long, [_cut_short(u, spec, rng) for u in long]
+            embedded = [[model.embed_windows(cut_windows(u, spec)) for u in own] for own in both]
+            seconds = [[len(u) / spec.rate for u in own] for own in both]
+            views[name] = Views(np.array(embedded), np.array(seconds))
+    return views
+
+
+def _cut_short(speech: Samples, spec: VoiceSpec, rng: np.random.Generator) -> Samples:
+    """A stretch of it of random length, as often short as long (uniform in the logarithm)."""
+    seconds = np.exp(rng.uniform(*np.log(WORSE_SECONDS)))
+    length = min(len(speech), round(seconds * spec.rate))
+    start = rng.integers(len(speech) - length + 1)
+    return speech[start : start + length]
+
+
+def one_set(embedded: dict[str, Views]) -> dict[str, Views]:
     """The speakers of the set (the part of the name before "/") with the most comparisons.
 
     Speakers of different sets differ in room, microphone and accent too. Comparing them would

@@ -11,6 +11,7 @@ from edgeid.converters.networks.cnn20 import INPUT_SHAPE
 from edgeid.converters.onnx_import.model import import_onnx
 from edgeid.converters.onnx_import.pt2 import import_pt2
 from edgeid.converters.training.checkpoint import load_network
+from edgeid.converters.training.detector import load_detector
 from edgeid.converters.training.faces import Crops
 from edgeid.converters.training.landmarks import load_landmarks
 from edgeid.converters.training.training import FACE_LEFT, FACE_MEAN, FACE_SCALE, FACE_WIDTH
@@ -19,7 +20,9 @@ from edgeid.runtime.engine import make_engine
 from edgeid.runtime.errors import DataError, GraphError
 from edgeid.runtime.face import FaceFrontEnd, FaceSpec
 from edgeid.runtime.graph import Graph, merge_graphs
-from edgeid.runtime.model import FACE, LANDMARKS, VOICE
+from edgeid.runtime.model import DETECTOR, FACE, LANDMARKS, VOICE
+from edgeid.runtime.network_detector import INPUT_SHAPE as PICTURE_SHAPE
+from edgeid.runtime.network_detector import NetworkDetector
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,13 @@ class Networks:
     Attributes:
         face, voice: one entry each.
         landmarks: finds eyes, nose and mouth; None: the model takes aligned crops only.
+        detector: finds faces; None: OpenCV's Haar cascade does.
     """
 
     face: Graph
     voice: Graph
     landmarks: Graph | None = None
+    detector: Graph | None = None
 
     def pair(self) -> Graph:
         """Face and voice in one graph."""
@@ -45,18 +50,29 @@ class Networks:
             return None
         engine = make_engine(self.landmarks, "auto")
         front_end = FaceFrontEnd(
-            spec, lambda crops: landmark_points(engine.run(LANDMARKS, landmark_input(crops)))
+            spec,
+            lambda crops: landmark_points(engine.run(LANDMARKS, landmark_input(crops))),
+            self._finder(),
         )
         return lambda photo: front_end.read(photo, several="largest").crop
 
+    def _finder(self) -> NetworkDetector | None:
+        if self.detector is None:
+            return None
+        engine = make_engine(self.detector, "auto")
+        return NetworkDetector(lambda pictures: engine.run(DETECTOR, pictures))
 
-def load_networks(face: Path, voice: Path, landmarks: Path | None = None) -> Networks:
+
+def load_networks(
+    face: Path, voice: Path, landmarks: Path | None = None, detector: Path | None = None
+) -> Networks:
     """Networks from files.
 
     Args:
         face, voice: checkpoints of ``train_face`` and ``train_voice``, ONNX files or
             exported programs (.pt2) whose input fits the preprocessing.
         landmarks: checkpoint of ``train_landmarks``.
+        detector: checkpoint of ``train_detector``.
 
     Raises:
         DataError: a file is missing or is none of these.
@@ -66,7 +82,10 @@ def load_networks(face: Path, voice: Path, landmarks: Path | None = None) -> Net
     points = None
     if landmarks is not None:
         points = export_torch(load_landmarks(landmarks), (1, 96, 96), LANDMARKS)
-    return Networks(*found, points)
+    finder = None
+    if detector is not None:
+        finder = export_torch(load_detector(detector), PICTURE_SHAPE, DETECTOR)
+    return Networks(*found, points, finder)
 
 
 def load_graph(path: Path, entry: str) -> Graph:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgeid.extraction import (
     Embeddings,
     EvaluatedModel,
+    Measures,
     Progress,
     embed_images,
     embed_recordings,
@@ -29,8 +30,9 @@ from edgeid.protocol import Person, read_people
 from edgeid.report import Report, ScoreReport
 from edgeid.roc import Array, Trials
 from edgeid.runtime.errors import DataError
+from edgeid.runtime.fusion import QualityTerm
 from edgeid.runtime.members import Members
-from edgeid.runtime.score import MODALITIES, Backend, Calibration, Kind
+from edgeid.runtime.score import Calibration, Kind
 
 
 def evaluate_people(
@@ -59,8 +61,8 @@ def evaluate_people(
     All probes are compared with all people. The parts face and voice are over the different
     probes that occur in fused ones. Decisions are at the thresholds stored in the model. A
     photo without a face or a recording in which nothing is heard scores -1; fusion goes on
-    with that score. Fused figures need a calibrated model and are left out, with a note,
-    without one. Raises DataError for files that are missing or malformed.
+    with that score, as of a probe of usual quality. Fused figures need a calibrated model and are
+    left out, with a note, without one. Raises DataError for files that are missing or malformed.
     """
     if min(enroll_photos, enroll_utterances) < 1:
         raise DataError(f"cannot enrol with {enroll_photos} photos, {enroll_utterances} utterances")
@@ -69,11 +71,17 @@ def evaluate_people(
         photo_names = _files(persons, photos, enroll_photos, [p.face for p in persons], people)
         speakers = [p.speaker for p in persons]
         audio_names = _files(persons, recordings, enroll_utterances, speakers, people)
-        photo_rows = embed_images(model, photos, chain.from_iterable(photo_names), False, progress)
-        audio_rows = embed_recordings(model, recordings, chain.from_iterable(audio_names), progress)
-    backends = [backend_of(model.calibration, kind) for kind in MODALITIES]
-    face = _Probes(persons, photo_names, enroll_photos, photo_rows, backends[0])
-    voice = _Probes(persons, audio_names, enroll_utterances, audio_rows, backends[1])
+        sharpness: Measures = {}
+        speech: Measures = {}
+        photo_rows = embed_images(
+            model, photos, chain.from_iterable(photo_names), False, progress, sharpness
+        )
+        audio_rows = embed_recordings(
+            model, recordings, chain.from_iterable(audio_names), progress, speech
+        )
+    known = model.calibration
+    face = _Probes(persons, photo_names, enroll_photos, photo_rows, sharpness, "face", known)
+    voice = _Probes(persons, audio_names, enroll_utterances, audio_rows, speech, "voice", known)
     combos = _combinations(face, voice, crossed)
     parts, notes = _people_parts(face, voice, combos, model.calibration)
     failed = count_failed(photo_rows) + count_failed(audio_rows)
@@ -81,7 +89,8 @@ def evaluate_people(
 
 
 class _Probes:
-    """One modality of all people: similarity of every probe to every person."""
+    """One modality of all people: similarity of every probe to every person, and its quality
+    (NaN for a probe without an embedding)."""
 
     def __init__(
         self,
@@ -89,15 +98,19 @@ class _Probes:
         names: list[list[str]],
         enrol: int,
         embeddings: Embeddings,
-        backend: Backend | None,
+        measures: Measures,
+        kind: Kind,
+        calibration: Calibration | None,
     ) -> None:
         self.people = np.array([p.person for p in persons])
         templates = [
             stack_templates(files[:enrol], embeddings, p.person)
             for p, files in zip(persons, names, strict=True)
         ]
-        probes = [embeddings[file] for files in names for file in files[enrol:]]
-        self.scores = score_matrix(templates, probes, backend)
+        probes = [file for files in names for file in files[enrol:]]
+        backend = backend_of(calibration, kind)
+        self.scores = score_matrix(templates, [embeddings[file] for file in probes], backend)
+        self.quality = np.array([measures.get(file, np.nan) for file in probes])
         self.counts = [len(files) - enrol for files in names]
         self.starts = np.cumsum([0, *self.counts[:-1]])
 
@@ -135,12 +148,21 @@ def _people_parts(
     notes = (DEPENDENT, ONE_SESSION, CHIMERIC)
     if calibration is None or calibration.fusion is None:
         return tuple(parts), (*notes, "The model is not calibrated: no fused figures.")
+    photos, utterances = combos[:, 1], combos[:, 2]
     scores = calibration.fusion.log_odds(
-        face.scores[:, combos[:, 1]], voice.scores[:, combos[:, 2]]
+        face.scores[:, photos],
+        voice.scores[:, utterances],
+        _or_usual(face.quality[photos], calibration.fusion.face_quality),
+        _or_usual(voice.quality[utterances], calibration.fusion.voice_quality),
     )
     trials = _all_against_all(scores, combos[:, 0], face.people)
     parts.append(measure("fused", trials, "fused", calibration))
     return tuple(parts), notes
+
+
+def _or_usual(measured: Array, term: QualityTerm | None) -> Array | None:
+    """Measures (n,), the usual one in the place of those that are not known."""
+    return None if term is None else np.where(np.isnan(measured), term.usual, measured)
 
 
 def _files(

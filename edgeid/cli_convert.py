@@ -31,6 +31,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--face", type=Path, required=True, help=network)
     parser.add_argument("--voice", type=Path, required=True, help=network)
     parser.add_argument("--landmarks", type=Path, help="checkpoint; without, aligned crops only")
+    parser.add_argument("--detector", type=Path, help="checkpoint; without, OpenCV's Haar cascade")
     parser.add_argument("--out", type=Path, required=True, help="the .edgeid file to write")
     _add_people(parser.add_argument_group("people to learn from and to measure by"))
     _add_compression(parser.add_argument_group("compression"))
@@ -87,7 +88,7 @@ def convert(options: argparse.Namespace) -> Outcome:
         from edgeid.converters.convert import work_folder
         from edgeid.converters.network_files import load_networks
 
-        networks = load_networks(options.face, options.voice, options.landmarks)
+        networks = load_networks(options.face, options.voice, options.landmarks, options.detector)
         chosen = _chosen(options, networks)
         _check_work(options.work or work_folder(options.out), options.resume)
         people = _people(options, networks, chosen)

@@ -48,7 +48,7 @@ def _add(
 ) -> Any:
     parser = add_command(kinds, name, run, text)
     add_model_options(parser)
-    parser.add_argument("--detector", help="a YuNet model to find faces with (default: Haar)")
+    parser.add_argument("--detector", help="haar, or a YuNet model (default: the model's own)")
     parser.add_argument("--plot", type=Path, help="draw the DET curve to this file")
     return parser
 

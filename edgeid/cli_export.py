@@ -43,7 +43,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def export(options: argparse.Namespace) -> Outcome:
-    from edgeid.runtime.model import FACE, LANDMARKS, VOICE, Model
+    from edgeid.runtime.model import DETECTOR, FACE, LANDMARKS, VOICE, Model
 
     with convert_extra():
         from edgeid.converters.export.model_export import ExportOptions, export_model
@@ -56,7 +56,7 @@ def export(options: argparse.Namespace) -> Outcome:
         model = Model.load(options.model)
         samples = sample_inputs(
             model,
-            _sources(options.samples_faces, chosen.entries, (FACE, LANDMARKS)),
+            _sources(options.samples_faces, chosen.entries, (FACE, LANDMARKS, DETECTOR)),
             _sources(options.samples_voices, chosen.entries, (VOICE,)),
         )
         made = export_model(

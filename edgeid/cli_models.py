@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ def add_commands(commands: Commands) -> None:
         ("face", train_face, "the face network"),
         ("voice", train_voice, "the voice network"),
         ("landmarks", train_landmarks, "the network that finds eyes, nose and mouth"),
+        ("detector", train_detector, "the network that finds faces"),
     ):
         _add_training(networks, name, run, f"train {noun}")
     parser = add_command(commands, "label", label, "cut faces out of photos to train on")
@@ -44,9 +45,14 @@ def _add_training(
     else:
         parser.add_argument("--steps", type=int, help="optimiser steps")
         parser.add_argument("--rate", type=float, help="peak learning rate")
+    if name in ("face", "voice"):
         parser.add_argument("--start", type=Path, help="a finished checkpoint to train further")
     if name == "face":
         parser.add_argument("--teacher", type=Path, help="an .onnx face network to learn from")
+    if name == "detector":
+        parser.add_argument(
+            "--backgrounds", type=Path, metavar="DIR|ZIP", help="photos without faces, if any"
+        )
     if name == "voice":
         parser.add_argument(
             "--taught", action="store_true",
@@ -86,6 +92,28 @@ def train_landmarks(options: argparse.Namespace) -> Outcome:
     return Outcome(
         record, [f"wrote {options.out}: mean error {error:.2f} % of the distance of the eyes"]
     )
+
+
+def train_detector(options: argparse.Namespace) -> Outcome:
+    with convert_extra():
+        import torch
+
+        from edgeid.converters.training import detector
+        from edgeid.converters.training.detector_scenes import read_backgrounds
+        from edgeid.converters.training.face_pictures import read_detector_faces
+
+        torch.set_num_threads(options.threads or 1)
+        chosen = _chosen(detector.DetectorTraining(), options)
+        faces = _data(options) / "faces"
+        _, recall = detector.train_detector(
+            read_detector_faces(faces),
+            read_detector_faces(faces, held_out=True),
+            chosen,
+            options.out,
+            read_backgrounds(options.backgrounds) if options.backgrounds else (),
+        )
+    record = {"checkpoint": str(options.out), **asdict(recall)}
+    return Outcome(record, [f"wrote {options.out}: {recall.line()}"])
 
 
 def label(options: argparse.Namespace) -> Outcome:

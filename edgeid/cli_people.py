@@ -60,7 +60,7 @@ def _add_identity_options(parser: Any) -> None:
     add_model_options(parser)
     _add_store_options(parser)
     parser.add_argument("--fmr", type=float, default=1e-3, help="false match rate (default 0.001)")
-    parser.add_argument("--detector", help="a YuNet model to find faces with (default: Haar)")
+    parser.add_argument("--detector", help="haar, or a YuNet model (default: the model's own)")
     parser.add_argument(
         "--voice-alone",
         action="store_true",

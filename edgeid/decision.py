@@ -45,7 +45,8 @@ def compare(
     face = _similarity(calibration, "face", templates.face, probe.face)
     voice = _similarity(calibration, "voice", templates.voice, probe.voice)
     if face is not None and voice is not None:
-        return Comparison(user, calibration.fuse(face, voice), "fused", face, voice)
+        fused = calibration.fuse(face, voice, probe.quality)
+        return Comparison(user, fused, "fused", face, voice)
     if face is not None:
         reasons = (NO_VOICE_TEMPLATE,) if probe.voice is not None else ()
         return Comparison(user, face, "face", face, None, reasons)

@@ -35,7 +35,7 @@ from edgeid.measurement import (
 from edgeid.metrics import cross_accuracy, split_accuracy
 from edgeid.protocol import Pair, VoiceTrial, read_enrolment, read_pairs, read_trials
 from edgeid.report import Report, ScoreReport
-from edgeid.roc import Trials
+from edgeid.roc import Trials, pooled
 from edgeid.runtime.errors import DataError
 from edgeid.runtime.members import Members
 from edgeid.runtime.score import Backend, Calibration, similarity_matrix
@@ -137,7 +137,7 @@ def evaluate_voices(
     *,
     progress: Progress | None = None,
 ) -> Report:
-    """Verification of speakers, one part of the report for each set.
+    """Verification of speakers, one part of the report for each set, and one of all together.
 
     Args:
         enroll: CSV with columns speaker, file: the templates of each speaker.
@@ -163,11 +163,13 @@ def evaluate_voices(
     templates = {s: stack_templates(enrolment[s], embeddings, s) for s in sorted(claimed)}
     speaker_of = {row.file: row.claimed for row in rows if row.target}
     backend = backend_of(model.calibration, "voice")
-    parts = []
+    sets = {}
     for name in sorted({row.set for row in rows}):
         part = [row for row in rows if row.set == name]
-        scored = _voice_trials(part, templates, embeddings, speaker_of, backend)
-        parts.append(measure(name, scored, "voice", model.calibration))
+        sets[name] = _voice_trials(part, templates, embeddings, speaker_of, backend)
+    if len(sets) > 1:  # with one threshold for all
+        sets["all sets"] = pooled(list(sets.values()))
+    parts = [measure(name, scored, "voice", model.calibration) for name, scored in sets.items()]
     return Report(
         "voices", tuple(parts), len(names), count_failed(embeddings), 0, (DEPENDENT, ONE_SESSION)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,10 @@ from edgeid.runtime.image import load_image
 from edgeid.runtime.members import Members
 from edgeid.runtime.score import Calibration
 
+if TYPE_CHECKING:
+    from edgeid.runtime.face_quality import FaceQuality
+    from edgeid.runtime.voice import VoiceQuality
+
 CROP_SIZE = 112
 BATCH = 64
 
@@ -22,11 +26,27 @@ Embeddings = dict[str, NDArray[np.float32] | None]
 Crop = NDArray[np.uint8]
 
 
-class FaceCrop(Protocol):
+Measures = dict[str, float]  # the quality of samples by name, as fusion looks at it
+
+
+class FaceRead(Protocol):
     """What evaluation needs of a face that was read: the aligned grey crop (112, 112)."""
 
     @property
     def crop(self) -> Crop: ...
+
+    @property
+    def quality(self) -> FaceQuality: ...
+
+
+class VoiceRead(Protocol):
+    """What evaluation needs of a voice that was read: windows (n, 1, frames, mels)."""
+
+    @property
+    def windows(self) -> NDArray[np.float32]: ...
+
+    @property
+    def quality(self) -> VoiceQuality: ...
 
 
 class EvaluatedModel(Protocol):
@@ -37,9 +57,11 @@ class EvaluatedModel(Protocol):
 
     def embed_aligned(self, crops: Crop) -> NDArray[np.float32]: ...
 
-    def read_face(self, image: bytes, *, checks: bool, several: Literal["largest"]) -> FaceCrop: ...
+    def read_face(self, image: bytes, *, checks: bool, several: Literal["largest"]) -> FaceRead: ...
 
-    def embed_voice(self, audio: bytes, *, checks: bool) -> NDArray[np.float32]: ...
+    def read_voice(self, audio: bytes, *, checks: bool) -> VoiceRead: ...
+
+    def embed_windows(self, windows: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
 
 def embed_images(
@@ -48,11 +70,13 @@ def embed_images(
     names: Iterable[str],
     aligned: bool,
     progress: Progress | None = None,
+    sharpness: Measures | None = None,
 ) -> Embeddings:
     """Embeddings (d,) of images by name; None where no face was found.
 
     Aligned images are crops of 112 x 112 pixels; of others the largest face is taken,
-    without checks of its quality. Raises DataError for a file that is no image.
+    without checks of its quality. How sharp it is goes into ``sharpness``. Raises DataError for
+    a file that is no image.
     """
     embeddings: Embeddings = {}
     waiting: list[tuple[str, Crop]] = []
@@ -65,7 +89,7 @@ def embed_images(
 
     for name in track(sorted(set(names)), progress, "image"):
         try:
-            crop = _crop(model, members, name, aligned)
+            crop = _crop(model, members, name, aligned, sharpness)
         except QualityError:
             embeddings[name] = None
             continue
@@ -78,10 +102,15 @@ def embed_images(
     return embeddings
 
 
-def _crop(model: EvaluatedModel, members: Members, name: str, aligned: bool) -> Crop:
+def _crop(
+    model: EvaluatedModel, members: Members, name: str, aligned: bool, sharpness: Measures | None
+) -> Crop:
     content = members.read(name)
     if not aligned:
-        return model.read_face(content, checks=False, several="largest").crop
+        face = model.read_face(content, checks=False, several="largest")
+        if sharpness is not None:
+            sharpness[name] = face.quality.sharpness
+        return face.crop
     image = load_image(content)
     if image.shape[:2] != (CROP_SIZE, CROP_SIZE):
         raise DataError(
@@ -100,15 +129,19 @@ def embed_recordings(
     members: Members,
     names: Iterable[str],
     progress: Progress | None = None,
+    speech: Measures | None = None,
 ) -> Embeddings:
     """Embeddings (d,) of recordings by name, without checks; None where nothing is heard.
 
-    Raises DataError for a file that is no recording.
+    The seconds of speech go into ``speech``. Raises DataError for a file that is no recording.
     """
     embeddings: Embeddings = {}
     for name in track(sorted(set(names)), progress, "recording"):
         try:
-            embeddings[name] = model.embed_voice(members.read(name), checks=False)
+            voice = model.read_voice(members.read(name), checks=False)
+            embeddings[name] = model.embed_windows(voice.windows)
+            if speech is not None:
+                speech[name] = voice.quality.speech
         except QualityError:
             embeddings[name] = None
         except AudioError as error:

@@ -44,7 +44,8 @@ class EdgeID:
         policy: what a decision may rest on.
         key: master key of the store (or its 32 bytes); default the one in EdgeID's folder,
             made on first use.
-        detector: path of a YuNet model to find faces with, in place of the Haar cascade.
+        detector: None finds faces with the model's own network, or with OpenCV's Haar cascade
+            where the model has none; "haar" with that; a path with that YuNet model.
 
     Raises:
         ModelError, EngineError: the model cannot be used.

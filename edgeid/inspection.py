@@ -15,8 +15,9 @@ from edgeid.fingerprint import model_fingerprint
 from edgeid.runtime.encoding import Tensor
 from edgeid.runtime.errors import CalibrationError
 from edgeid.runtime.format import ModelFile, read_model
+from edgeid.runtime.fusion import MEASURES
 from edgeid.runtime.graph import Graph
-from edgeid.runtime.score import KINDS, Calibration
+from edgeid.runtime.score import KINDS, MODALITIES, Calibration
 
 FMRS = (1e-2, 1e-3, 1e-4)
 
@@ -69,6 +70,7 @@ class ModelSummary:
     operators: dict[str, int]
     encodings: tuple[EncodingSummary, ...]
     calibration: tuple[OperatingPoint, ...]
+    scoring: dict[str, str]
     golden_vectors: int
     scales: int
     recipe: tuple[Any, ...]
@@ -100,6 +102,7 @@ class ModelSummary:
                   f"{p.impostors:,}", f"{p.people:,}"] for p in self.calibration],
             ),
             "",
+            *(f"{what}: {how}" for what, how in self.scoring.items()),
             f"golden vectors: {self.golden_vectors}",
             f"activations with an 8-bit form: {self.scales}",
             f"recipe: {'' if self.recipe else 'none'}".rstrip(),
@@ -166,6 +169,7 @@ def inspect_model(path: str | Path) -> ModelSummary:
         operators=dict(Counter(layer.op for layer in file.graph.layers).most_common()),
         encodings=_encodings(file.graph),
         calibration=_calibration(file),
+        scoring=_scoring(file),
         golden_vectors=len(file.golden),
         scales=len(file.graph.scales),
         recipe=tuple(file.recipe),
@@ -227,6 +231,22 @@ def _calibration(file: ModelFile) -> tuple[OperatingPoint, ...]:
                 threshold = fnmr = None
             points.append(OperatingPoint(kind, fmr, threshold, fnmr, curve.impostors, curve.people))
     return tuple(points)
+
+
+def _scoring(file: ModelFile) -> dict[str, str]:
+    """How scores come about, where there is more to say than cosine and fixed weights."""
+    calibration = Calibration.from_dict(file.calibration)
+    found = {}
+    for kind in MODALITIES:
+        backend = calibration.backend(kind)
+        how = "cosine" if backend is None else f"Joint Bayesian, {len(backend.offset)} dimensions"
+        found[f"{kind} scores"] = how
+    fusion = calibration.fusion
+    if fusion is not None:
+        terms = zip(MEASURES.values(), (fusion.face_quality, fusion.voice_quality), strict=True)
+        ranges = [f"{name} {term.low:.3g} to {term.high:.3g}" for name, term in terms if term]
+        found["fusion by quality"] = ", ".join(ranges) or "no"
+    return found
 
 
 def _shape(shape: tuple[int, ...]) -> str:

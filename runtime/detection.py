@@ -1,8 +1,9 @@
 """Face detectors behind one small protocol.
 
+``NetworkDetector`` (network_detector.py) is the default where the model file has a network for it.
 ``HaarDetector`` needs nothing beyond OpenCV 4, whose wheels carry the cascades; ``YuNetDetector``
-needs a model file and finds turned and covered faces better. Both answer in pixels of the image
-they were given; large images are scaled down for the search only.
+needs a file of its own. All answer in pixels of the image they were given; large images are
+scaled down for the search only.
 
 A detector works in efforts: effort 0 finds nearly every face of a cooperative user; the further
 ones look harder, cost more and are wrong more often, so they are worth it only when the ones
@@ -45,12 +46,14 @@ _Pass = Callable[[Image], "list[Detection]"]
 class Detection:
     """One face: box (x, y, width, height) in pixels, a score to rank by, perhaps five points.
 
-    Scores compare within one detector only: Haar counts agreeing windows, YuNet gives 0 to 1.
+    Scores compare within one detector only: Haar counts agreeing windows, YuNet gives 0 to 1, the
+    detector network log-odds. ``rough`` points say where to look for better ones.
     """
 
     box: Box
     score: float
     points: NDArray[np.float32] | None = None
+    rough: bool = False
 
 
 class Detector(Protocol):
@@ -276,7 +279,7 @@ def _moved(d: Detection, shift: float, scale: float) -> Detection:
     x, y, width, height = d.box
     box = ((x + shift) * scale, (y + shift) * scale, width * scale, height * scale)
     points = None if d.points is None else (d.points + shift + 0.5) * scale - 0.5
-    return Detection(box, d.score, points)
+    return replace(d, box=box, points=points)
 
 
 def _box(row: NDArray[np.float32]) -> Box:

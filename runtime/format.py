@@ -16,6 +16,7 @@ Numbers are little-endian. The order of the checks is the order of this table.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import stat
 import struct
@@ -40,6 +41,8 @@ PREFIX = struct.Struct("<8sIIII8s32s")
 MAX_FILE = 256 << 20
 MAX_HEADER = 4 << 20
 MAX_GOLDEN = 64
+MAX_EMBEDDING = 2048  # of more than so many values, as of maps, a golden vector keeps some
+GOLDEN_VALUES = 128
 
 _SECTIONS = {"face", "voice", "calibration", "golden", "card", "recipe", "model_version"}
 
@@ -275,11 +278,18 @@ def _check_golden(golden: list[Any], graph: Graph) -> None:
         if check_int(found["seed"], where) < 0:
             raise ModelFormatError(f"{where}: seed {found['seed']} is negative")
         shape = graph.infer_shapes(entry.name)[entry.output]
+        count = golden_count(math.prod(shape))
         for name in ("embedding", *exact):
             values = found[name]
             if not isinstance(values, list) or any(type(v) not in (int, float) for v in values):
                 raise ModelFormatError(f"{where}: the {name} must be a list of numbers")
-            if shape != (len(values),):
+            if len(values) != count:
                 raise ModelFormatError(
-                    f"{where}: {len(values)} values, entry {entry.name!r} gives {shape}"
+                    f"{where}: {len(values)} values, entry {entry.name!r} gives {shape}, "
+                    f"of which {count} are kept"
                 )
+
+
+def golden_count(size: int) -> int:
+    """How many of an output's values a golden vector keeps."""
+    return size if size <= MAX_EMBEDDING else GOLDEN_VALUES

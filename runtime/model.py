@@ -14,19 +14,20 @@ from numpy.typing import NDArray
 
 from edgeid.runtime.alignment import landmark_input, landmark_points
 from edgeid.runtime.audio import Recording
+from edgeid.runtime.detection import Detector, make_detector
 from edgeid.runtime.engine import make_engine
 from edgeid.runtime.errors import GoldenVectorError, ImageError, ModelError
 from edgeid.runtime.face import FaceFrontEnd, FaceSample, FaceSpec, network_input
 from edgeid.runtime.format import ModelFile, read_model
 from edgeid.runtime.golden import check_golden
+from edgeid.runtime.network_detector import NetworkDetector, check_detector
 from edgeid.runtime.score import MODALITIES, Calibration
 from edgeid.runtime.voice import VoiceSample, VoiceSpec, read_voice
 
 if TYPE_CHECKING:
-    from edgeid.runtime.detection import Detector
     from edgeid.runtime.image import ImageSource
 
-FACE, VOICE, LANDMARKS = "face", "voice", "landmarks"
+FACE, VOICE, LANDMARKS, DETECTOR = "face", "voice", "landmarks", "detector"
 BATCH = 32  # images or windows in one engine call; bounds the memory of large evaluations
 
 Floats = NDArray[np.float32]
@@ -56,6 +57,8 @@ class Model:
         detector: Detector | str | Path | None = None,
     ) -> None:
         self.file = file
+        if self._has(DETECTOR):
+            check_detector(file.graph, DETECTOR)
         self.engine = make_engine(file.graph, engine, threads)
         self.calibration = (
             Calibration.from_dict(file.calibration) if file.calibration else Calibration()
@@ -84,7 +87,8 @@ class Model:
                 onnxruntime where installed, else reference), or one of these by name, or
                 "litert".
             threads: for one inference; default ``EDGEID_THREADS``, else 1.
-            detector: None or "haar" for OpenCV's cascade, or the path of a YuNet ONNX file.
+            detector: None for the model's own face detector, or OpenCV's Haar cascade where the
+                file has none; "haar" for that, or the path of a YuNet ONNX file.
 
         Raises:
             ModelError: the file is missing, corrupt, too new, or does not reproduce its
@@ -158,7 +162,7 @@ class Model:
     ) -> FaceSample:
         """Find, align and judge the face in an image; see ``FaceFrontEnd.read``."""
         if self._front_end is None:  # the detector loads OpenCV: only when it is needed
-            self._front_end = FaceFrontEnd(self._face(), self._locator(), self._detector)
+            self._front_end = FaceFrontEnd(self._face(), self._locator(), self.detector())
         return self._front_end.read(image, checks=checks, several=several)
 
     def read_voice(
@@ -167,12 +171,21 @@ class Model:
         """Find and judge the speech in a recording; see ``voice.read_voice``."""
         return read_voice(audio, rate, self._voice(), checks=checks)
 
+    def detector(self) -> Detector:
+        """What finds faces: what was asked for, else the file's own network, else Haar."""
+        if self._detector is None and self._has(DETECTOR):
+            return NetworkDetector(lambda pictures: self._run(DETECTOR, pictures))
+        return make_detector(self._detector)
+
+    def _has(self, entry: str) -> bool:
+        return any(found.name == entry for found in self.file.graph.entries)
+
     def _run(self, entry: str, x: Floats) -> Floats:
         parts = [self.engine.run(entry, x[i : i + BATCH]) for i in range(0, len(x), BATCH)]
         return np.concatenate(parts) if parts else self.engine.run(entry, x)
 
     def _locator(self) -> Callable[[NDArray[np.uint8]], Floats]:
-        if not any(entry.name == LANDMARKS for entry in self.file.graph.entries):
+        if not self._has(LANDMARKS):
             raise ModelError("this model has no landmark network: it embeds aligned crops only")
         return lambda crops: landmark_points(self._run(LANDMARKS, landmark_input(crops)))
 
@@ -201,6 +214,10 @@ class Model:
                 raise ModelError(
                     f"the {name} network takes {shapes.get(name)}, its preprocessing gives {shape}"
                 )
+            graph = self.file.graph
+            output = graph.infer_shapes(name)[graph.entry(name).output]
+            if len(output) != 1:
+                raise ModelError(f"the {name} network gives {output}, no embedding (d,)")
         for kind in MODALITIES:
             backend = self.calibration.backend(kind)
             if backend is not None:

@@ -17,8 +17,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeid.runtime.curve import FmrCurve, fields, number
+from edgeid.runtime.curve import FmrCurve, fields
 from edgeid.runtime.errors import CalibrationError, InputError, ModelFormatError
+from edgeid.runtime.fusion import Fusion, Quality, measure_of
 from edgeid.runtime.scoring_backend import Backend
 
 __all__ = [
@@ -97,35 +98,6 @@ def _normalised(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class Fusion:
-    """Logistic regression over the two similarities; weights >= 0, so no score can hurt."""
-
-    bias: float
-    face: float
-    voice: float
-
-    def __post_init__(self) -> None:
-        if not all(map(math.isfinite, (self.bias, self.face, self.voice))):
-            raise ModelFormatError(f"fusion parameters are not finite: {self}")
-        if min(self.face, self.voice) < 0 or max(self.face, self.voice) == 0:
-            raise ModelFormatError(f"fusion weights must be >= 0 and not both 0: {self}")
-
-    def log_odds(self, face: ArrayLike, voice: ArrayLike) -> NDArray[np.float64]:
-        """Log-odds for genuine, elementwise over arrays of face and voice similarities."""
-        faces, voices = np.asarray(face, np.float64), np.asarray(voice, np.float64)
-        return np.asarray(self.bias + self.face * faces + self.voice * voices)
-
-    def to_dict(self) -> dict[str, float]:
-        return {"bias": self.bias, "face": self.face, "voice": self.voice}
-
-    @classmethod
-    def from_dict(cls, data: object) -> Fusion:
-        """The parameters in ``data``; ModelFormatError for anything else."""
-        parts = fields(data, "fusion", ("bias", "face", "voice"))
-        return cls(**{name: number(value, f"fusion {name}") for name, value in parts.items()})
-
-
-@dataclass(frozen=True)
 class Calibration:
     """How one model scores, and what its scores mean.
 
@@ -171,13 +143,23 @@ class Calibration:
         """FMR if ``score`` were the threshold, not below 3/impostors."""
         return self.curve(kind).fmr_of(score)
 
-    def fuse(self, face_score: float, voice_score: float) -> float:
-        """Fused score (log-odds) of a face and a voice similarity."""
+    def fuse(self, face_score: float, voice_score: float, quality: Quality | None = None) -> float:
+        """Fused score (log-odds) of a face and a voice similarity.
+
+        Args:
+            quality: of the probe, by modality and field, as a front end measured it; what is
+                not there counts as usual.
+
+        Raises:
+            CalibrationError: the model has no fusion.
+            InputError: a score or a quality is not finite.
+        """
         if self.fusion is None:
             raise CalibrationError("the model is not calibrated for fused scores; calibrate it")
         if not (math.isfinite(face_score) and math.isfinite(voice_score)):
             raise InputError(f"scores are not finite: face {face_score}, voice {voice_score}")
-        return float(self.fusion.log_odds(face_score, voice_score))
+        measures = (measure_of(quality, kind) for kind in MODALITIES)
+        return float(self.fusion.log_odds(face_score, voice_score, *measures))
 
     def to_dict(self) -> dict[str, Any]:
         parts = {name: getattr(self, name) for name in (*KINDS, "fusion")}

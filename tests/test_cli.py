@@ -28,6 +28,8 @@ COMMANDS = [
     ["train", "face"],
     ["train", "voice"],
     ["train", "landmarks"],
+    ["train", "detector"],
+    ["label"],
     ["inspect"],
     ["convert"],
     ["export"],

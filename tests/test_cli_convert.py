@@ -69,7 +69,7 @@ def test_a_plain_conversion_without_calibration_reads_no_data(
     options = ("--weights", "int8", "--no-calibration", "--card", str(card))
     assert main(line(tmp_path, *options)) == 0
     assert capsys.readouterr().out == "wrote 5 bytes\n"
-    convert.load.assert_called_once_with(Path("f.onnx"), Path("v.pt"), None)
+    convert.load.assert_called_once_with(Path("f.onnx"), Path("v.pt"), None, None)
     networks, out, chosen, people, judge, work = convert.call_args.args
     assert (out, people, judge, work) == (tmp_path / "m.edgeid", None, None, None)
     assert networks.face is SMALL

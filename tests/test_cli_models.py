@@ -52,6 +52,27 @@ def test_training_is_forwarded_with_the_options_given(
     assert (train.call_args.args[1].epochs, train.call_args.args[1].seed) == (2, 7)
 
 
+def test_detector_training_is_forwarded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch", reason="training needs the extra convert")
+    from edgeid.converters.training import detector, face_pictures
+    from edgeid.converters.training.detector_check import Recall
+
+    read = create_autospec(face_pictures.read_detector_faces, side_effect=["faces", "held out"])
+    found = Recall(faces=10, found=9, false=1, scenes=20, error=4.0)
+    train = create_autospec(detector.train_detector, return_value=(None, found))
+    monkeypatch.setattr(face_pictures, "read_detector_faces", read)
+    monkeypatch.setattr(detector, "train_detector", train)
+    out = tmp_path / "out.pt"
+    line = ["train", "detector", "--out", str(out), "--data", str(tmp_path), "--steps", "3"]
+    assert main(line) == 0
+    assert "9 of 10 faces found and 1 that are none, in 20 scenes" in capsys.readouterr().out
+    faces, held_out, options, path, backgrounds = train.call_args.args
+    assert (faces, held_out, options.steps, path, backgrounds) == ("faces", "held out", 3, out, ())
+    assert [call.kwargs for call in read.call_args_list] == [{}, {"held_out": True}]
+
+
 def test_summary_counts_what_is_in_the_file(model_path: Path) -> None:
     summary = inspect_model(model_path)
     (entry,) = summary.entries

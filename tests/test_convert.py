@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +14,16 @@ pytest.importorskip("onnxscript")
 
 from edgeid.converters.convert import ConvertOptions, convert, graph_budget, work_folder  # noqa: E402
 from edgeid.converters.named_recipes import named_ladder  # noqa: E402
-from edgeid.converters.network_files import load_networks  # noqa: E402
+from edgeid.converters.network_files import face_spec, load_networks  # noqa: E402
 from edgeid.converters.networks.cnn20 import CNN20, settle_statistics  # noqa: E402
+from edgeid.converters.people import People  # noqa: E402
+from edgeid.converters.training.detector import DetectorNetwork  # noqa: E402
+from edgeid.converters.training.faces import FaceSet  # noqa: E402
 from edgeid.converters.training.landmarks import LandmarkNetwork  # noqa: E402
 from edgeid.converters.training.training import face_input  # noqa: E402
 from edgeid.runtime.errors import CalibrationError, DataError, GraphError, ModelError  # noqa: E402
 from edgeid.runtime.model import Model  # noqa: E402
+from edgeid.runtime.network_detector import NetworkDetector  # noqa: E402
 from edgeid.runtime.voice import VoiceSpec, cut_windows  # noqa: E402
 
 
@@ -134,6 +139,30 @@ def test_landmarks_are_the_third_branch(trained, tmp_path):
     convert(found, out, plain())
     entries = {e.name: e.shape for e in Model.load(out).file.graph.entries}
     assert entries == {"face": (1, 112, 96), "voice": (1, 112, 96), "landmarks": (1, 96, 96)}
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_detector_is_one_more_branch(trained, tmp_path, scaled, monkeypatch):
+    folder, _ = trained
+    torch.manual_seed(0)
+    torch.save(DetectorNetwork().state_dict(), tmp_path / "d.pt")
+    out = tmp_path / "m.edgeid"
+    found = load_networks(folder / "face.pt", folder / "voice.pt", detector=tmp_path / "d.pt")
+    people, options = None, plain("int8")
+    if scaled:  # as with faces to learn from: scenes of them give the activations' scales
+        crops = np.random.default_rng(0).integers(0, 256, (12, 112, 112)).astype(np.uint8)
+        faces = FaceSet(crops, np.zeros(12, np.int64), ("a",))
+        people = People((faces, faces), None, face_spec(found.face), VoiceSpec())
+        monkeypatch.setattr("edgeid.converters.convert.DETECTOR_SAMPLES", 6)
+        options = replace(options, ladder=named_ladder("plain", "int8", scales=True))
+    convert(found, out, options, people)
+    model = Model.load(out)
+    assert model.file.graph.entry("detector").shape == (1, 256, 256)
+    assert any(name.startswith("detector/") for name in model.file.graph.scales) == scaled
+    assert isinstance(model.detector(), NetworkDetector)
+    assert len(model.file.golden) == 6
+    with pytest.raises(DataError, match="detector"):
+        graph_budget(60_000, found, "int8")
 
 
 def test_report_is_json(networks, tmp_path):

@@ -20,13 +20,17 @@ from edgeid.report import Det
 from edgeid.roc import Roc, roc
 from edgeid.runtime.encoding import encode_float32
 from edgeid.runtime.errors import AudioError, DataError, ImageError, NoFaceError, SilenceError
+from edgeid.runtime.face_quality import FaceQuality
+from edgeid.runtime.fusion import QualityTerm
 from edgeid.runtime.members import Members
 from edgeid.runtime.score import Backend, Calibration, FmrCurve, Fusion
+from edgeid.runtime.voice import VoiceQuality
 
 DATA = Path(
     os.environ.get("EDGEID_DATA", Path(__file__).resolve().parent.parent / "../shared/data")
 )
 DIMENSION = 12
+Row = NDArray[np.float32]
 CURVE = FmrCurve((1.0, 0.01, 0.001), (-1.0, 0.5, 0.7), (0.0, 0.1, 0.2), 3000, 50, 20)
 CALIBRATION = Calibration(CURVE, CURVE, CURVE, Fusion(0.0, 0.5, 0.5))
 SCORED = dataclasses.replace(
@@ -43,12 +47,24 @@ SCORED = dataclasses.replace(
 )
 """As CALIBRATION, and embeddings are scored by back ends in place of the cosine."""
 both_ways = pytest.mark.parametrize("calibration", [CALIBRATION, SCORED], ids=["cosine", "scored"])
-Row = NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
 class FakeFace:
+    """A face whose sharpness is half the grey level in the last row of pixels, over 255."""
+
     crop: NDArray[np.uint8]
+
+    @property
+    def quality(self) -> FaceQuality:
+        sharpness = float(self.crop[-1, 0]) / 510
+        return FaceQuality(35.0, sharpness, 128.0, 40.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeVoice:
+    windows: Row
+    quality: VoiceQuality
 
 
 class FakeModel:
@@ -74,7 +90,7 @@ class FakeModel:
             raise NoFaceError("no face")
         return FakeFace(np.asarray(pixels, np.uint8))
 
-    def embed_voice(self, audio: bytes, rate: int | None = None, checks: bool = True) -> Row:
+    def read_voice(self, audio: bytes, rate: int | None = None, checks: bool = True) -> FakeVoice:
         assert (rate, checks) == (None, False)
         try:
             row = np.array(json.loads(audio), np.float32)
@@ -82,7 +98,10 @@ class FakeModel:
             raise AudioError("not a recording") from error
         if not row.any():
             raise SilenceError("silence")
-        return np.asarray(row / np.linalg.norm(row), np.float32)
+        return FakeVoice(row, VoiceQuality(3.0, 1.0 + abs(float(row[0])), 20.0, 0.0))
+
+    def embed_windows(self, windows: Row) -> Row:
+        return np.asarray(windows / np.linalg.norm(windows), np.float32)
 
 
 def _png(embedding: NDArray[Any], size: int = 112) -> bytes:
@@ -386,7 +405,11 @@ def voices(tmp_path: Path) -> Voices:
 @both_ways
 def test_voices_against_brute_force(voices: Voices, calibration: Calibration) -> None:
     report = evaluate_voices(FakeModel(calibration), voices.enroll, voices.trials, voices.audio)
-    assert [part.name for part in report.parts] == ["one", "two"]
+    assert [part.name for part in report.parts] == ["one", "two", "all sets"]
+    one, two, together = report.parts
+    assert together.genuine == one.genuine + two.genuine == 32
+    assert together.impostors == one.impostors + two.impostors
+    assert together.people == 16
     assert report.samples == 80
     scores, labels = [], []
     for line in voices.trials.read_text().splitlines()[1:]:
@@ -513,6 +536,37 @@ def test_people_against_brute_force(
     assert face.impostors == 30 * 2
     assert voice.impostors == 30 * (4 if crossed else 2)
     assert (report.samples, report.failed) == (6 * 12, 0)
+
+
+def test_people_are_fused_by_the_quality_of_their_probes(chimeras: Chimeras) -> None:
+    sharpness = QualityTerm(0.001, 0.01, 0.1, -0.5, 0.05)
+    speech = QualityTerm(0.5, 2.0, 4.0, 0.3, 0.1)
+    fusion = Fusion(0.0, 0.5, 0.5, sharpness, speech)
+    calibration = dataclasses.replace(CALIBRATION, fusion=fusion)
+    report = chimeras.evaluate(FakeModel(calibration))
+    scores, labels = [], []
+    for a in range(6):
+        for b in range(6):
+            for i in (3, 4):
+                photos, sounds = chimeras.photos[f"n{a:02d}"], chimeras.sounds[f"s{5 - a}"]
+                probe = chimeras.photos[f"n{b:02d}"][i], chimeras.sounds[f"s{5 - b}"][i]
+                seconds = 1.0 + abs(float(np.float32(probe[1][0])))
+                scores.append(
+                    calibration.fuse(
+                        calibration.similarity("face", _decoded(photos[:3]), _decoded(probe[0])),
+                        calibration.similarity("voice", sounds[:3], probe[1]),
+                        {"face": {"sharpness": 7 / 510}, "voice": {"speech": seconds}},
+                    )
+                )
+                labels.append(a == b)
+    fused = report.parts[2]
+    assert fused.eer.value == pytest.approx(equal_error_rate(scores, labels))
+    for decision in fused.decisions:
+        assert decision.threshold is not None
+        accepted = np.array(scores) >= decision.threshold
+        assert decision.observed_fmr is not None
+        assert decision.observed_fmr.errors == int((accepted & ~np.array(labels)).sum())
+    assert fused != chimeras.evaluate(FakeModel(CALIBRATION)).parts[2]
 
 
 def test_people_with_other_enrolment(chimeras: Chimeras) -> None:

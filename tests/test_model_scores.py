@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 
 from edgeid.converters import model_scores
-from edgeid.converters.model_scores import one_set, score_model
+from edgeid.converters.model_scores import one_set, score_model, view_people, view_speakers
 from edgeid.converters.people import People
 from edgeid.converters.training.faces import FaceSet
 from edgeid.converters.training.speech import SpeechSet
@@ -69,6 +69,28 @@ def test_the_thresholds_are_of_the_people_held_out(people):
     assert scores.voice.people == 12
     assert scores.fusion is not None
     assert scores.backend("face") is None
+
+
+def test_poorer_views_teach_the_fusion_and_leave_the_curves_alone(people):
+    scores = score_model(GridModel(), people)
+    views = view_people(GridModel(), people.faces[1])
+    assert set(views) == set(people.faces[1].identities)
+    for index, own in enumerate(views.values()):
+        assert own.embeddings.shape == (2, SHOTS, DIM)
+        recorded = GridModel().embed_aligned(people.faces[1].crops[people.faces[1].labels == index])
+        np.testing.assert_array_equal(own.embeddings[0], recorded)
+    assert scores.face.genuine == HELD * (SHOTS - 3 + SHOTS - 1)
+    assert score_model(GridModel(), people).to_dict() == scores.to_dict()  # to the bit
+
+
+def test_recordings_are_cut_short_but_keep_their_speaker(people):
+    views = view_speakers(GridModel(), people.speech[1], people.voice)
+    own = np.stack([view.quality for view in views.values()])
+    assert own.shape == (12, 2, 4)
+    np.testing.assert_array_equal(own[:, 0], 20_000 / 16_000)
+    assert (own[:, 1] >= 0.5).all()
+    assert (own[:, 1] < 1.25).any()
+    assert (own[:, 1] <= 1.25).all()
 
 
 def test_back_ends_are_learnt_from_the_others(people, monkeypatch):

@@ -14,7 +14,8 @@ from edgeid.runtime.errors import AudioError, DataError, ImageError, QualityErro
 from edgeid.runtime.face import FaceFrontEnd, network_input
 from edgeid.runtime.image import load_image
 from edgeid.runtime.members import Members
-from edgeid.runtime.model import FACE, LANDMARKS, VOICE, Model
+from edgeid.runtime.model import DETECTOR, FACE, LANDMARKS, VOICE, Model
+from edgeid.runtime.network_detector import detector_input, shrunk
 
 PHOTOS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 RECORDINGS = (".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
@@ -24,7 +25,8 @@ MOST_FILES = 128  # of one source, evenly spaced
 def sample_inputs(
     model: Model, faces: Sequence[Path], voices: Sequence[Path]
 ) -> dict[str, FloatArray]:
-    """Inputs by entry, float32 (n, *shape): faces, landmark crops met on the way, voices.
+    """Inputs by entry, float32 (n, *shape): faces, voices, and what detector and landmark network
+    are given on the way.
 
     Files that show nobody, or in which nobody is heard, are left out. An entry that nothing
     was found for is missing, as are those that the model does not have.
@@ -38,12 +40,12 @@ def sample_inputs(
     Raises:
         DataError: a source is missing or holds no such file, or a file cannot be read.
     """
-    found: dict[str, list[FloatArray]] = {FACE: [], LANDMARKS: [], VOICE: []}
+    found: dict[str, list[FloatArray]] = {FACE: [], LANDMARKS: [], DETECTOR: [], VOICE: []}
     if model.face_spec is not None:
         reader = _FaceReader(model)
         for source in faces:
             found[FACE] += reader.read(source)
-        found[LANDMARKS] = reader.seen
+        found[LANDMARKS], found[DETECTOR] = reader.seen, reader.pictures
     if model.voice_spec is not None:
         for source in voices:
             found[VOICE] += _read_voices(model, source)
@@ -54,15 +56,16 @@ def sample_inputs(
 
 
 class _FaceReader:
-    """Reads faces, and keeps what the landmark network is given meanwhile."""
+    """Reads faces, and keeps what detector and landmark network are given meanwhile."""
 
     def __init__(self, model: Model) -> None:
         assert model.face_spec is not None
         self._spec = model.face_spec
         self.seen: list[FloatArray] = []
+        self.pictures: list[FloatArray] = []
         has_landmarks = any(entry.name == LANDMARKS for entry in model.file.graph.entries)
         self._finder = model if has_landmarks else Model.load()
-        self._front_end = FaceFrontEnd(self._spec, self._locate)
+        self._front_end = FaceFrontEnd(self._spec, self._locate, self._finder.detector())
 
     def read(self, source: Path) -> list[FloatArray]:
         return [network_input(crop[None], self._spec) for crop in self._crops(source)]
@@ -74,6 +77,7 @@ class _FaceReader:
                 if picture.shape[:2] == (self._spec.size, self._spec.size):
                     yield to_grey(picture)
                 else:
+                    self.pictures.append(detector_input([shrunk(to_grey(picture))[0]]))
                     yield self._front_end.read(picture, checks=False, several="largest").crop
             except QualityError:
                 continue

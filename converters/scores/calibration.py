@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeid.converters.scores.fmr_curve import build_curve
 from edgeid.converters.scores.fusion import FusionOptions, fit_fusion
+from edgeid.converters.scores.views import Views
 from edgeid.runtime.curve import FmrCurve
 from edgeid.runtime.errors import CalibrationError
 from edgeid.runtime.score import MODALITIES, Backend, Calibration, similarity_matrix
@@ -60,21 +61,25 @@ class Comparisons:
         scores: (people, probes) similarities.
         owners: (probes,) row of the person each probe is of.
         groups: (people,) group 0..k-1 of each person.
+        recorded: (probes,) whether the probe is as it was recorded.
+        quality: (probes,) measure of each; NaN where there is none.
     """
 
     scores: Array
     owners: NDArray[np.intp]
     groups: NDArray[np.intp]
+    recorded: NDArray[np.bool_]
+    quality: Array
 
     def split(self) -> tuple[Array, Array]:
-        """Genuine and impostor scores."""
+        """Genuine and impostor scores of the probes as they were recorded."""
         genuine = self.owners[None, :] == np.arange(len(self.scores))[:, None]
-        return self.scores[genuine], self.scores[~genuine]
+        return self.scores[genuine & self.recorded], self.scores[~genuine & self.recorded]
 
 
 def calibrate(
-    face_embeddings: Mapping[str, ArrayLike],
-    voice_embeddings: Mapping[str, ArrayLike],
+    face_embeddings: Mapping[str, ArrayLike | Views],
+    voice_embeddings: Mapping[str, ArrayLike | Views],
     seed: int = 0,
     options: CalibrationOptions | None = None,
     backends: Mapping[str, Backend] | None = None,
@@ -83,7 +88,8 @@ def calibrate(
 
     Args:
         face_embeddings, voice_embeddings: identity -> (n_i, d) embeddings of calibration
-            people. Either may be empty: what cannot be measured is None then.
+            people, or views of them with their quality, on which fusion then depends where
+            that helps. Either may be empty: what cannot be measured is None then.
         seed: of every random choice; equal input gives an equal calibration.
         backends: "face", "voice" -> what scores that modality in place of the cosine, learnt
             from other people. The calibration carries them to the model file.
@@ -112,7 +118,12 @@ def calibrate(
         return replace(used, face=face, voice=voice)
     trials = _chimeric(faces, voices, options, rng)
     fit = fit_fusion(
-        trials[:, 0], trials[:, 1], trials[:, 2], np.repeat(trials[:, 3:], 2, 1), options.fusion
+        trials[:, 0],
+        trials[:, 1],
+        trials[:, 2],
+        np.repeat(trials[:, 3:4], 2, 1),
+        options.fusion,
+        *(None if np.isnan(part).any() else part for part in trials[:, 4:].T),
     )
     genuine = trials[:, 2] == 1
     people = min(face.people, voice.people)
@@ -136,7 +147,7 @@ def _single(comparisons: list[Comparisons]) -> FmrCurve:
 
 
 def _compare(
-    embeddings: Mapping[str, ArrayLike],
+    embeddings: Mapping[str, ArrayLike | Views],
     enrolments: tuple[int, ...],
     options: CalibrationOptions,
     rng: np.random.Generator,
@@ -145,10 +156,13 @@ def _compare(
     """One entry for each enrolment: n random samples enrol a person, the others probe."""
     if not embeddings:
         return []
-    samples = {name: np.asarray(rows, np.float64) for name, rows in embeddings.items()}
-    shapes = {rows.shape[1:] for rows in samples.values()}
-    if len(shapes) != 1 or len(shapes.pop()) != 1:
-        raise CalibrationError("embeddings must be (n_i, d) arrays with the same d for everyone")
+    samples = {name: Views.of(rows) for name, rows in embeddings.items()}
+    shapes = {own.embeddings.shape[::2] for own in samples.values()}
+    if len(shapes) != 1:
+        raise CalibrationError(
+            "embeddings must be (n_i, d) arrays with the same d for everyone, and the same number "
+            "of views"
+        )
     folds, most = options.fusion.folds, max(enrolments) + 1
     names = [str(n) for n in rng.permutation(sorted(samples)) if len(samples[n]) > min(enrolments)]
     # People with enough samples for every enrolment come first, and groups are dealt in
@@ -161,20 +175,38 @@ def _compare(
             f"{able} people have {most} or more samples (to enrol and to probe with); "
             f"calibration in {folds} groups of people needs at least {2 * folds}"
         )
-    samples = {name: rng.permutation(samples[name]) for name in names}
-    return [_enrol(list(samples.values()), n, options, backend) for n in enrolments]
+    chosen = [samples[name].permuted(rng) for name in names]
+    return [_enrol(chosen, n, options, rng, backend) for n in enrolments]
 
 
 def _enrol(
-    samples: list[Array], enrol: int, options: CalibrationOptions, backend: Backend | None
+    samples: list[Views],
+    enrol: int,
+    options: CalibrationOptions,
+    rng: np.random.Generator,
+    backend: Backend | None,
 ) -> Comparisons:
     """The first ``enrol`` samples are the templates; those who have no more are left out."""
-    samples = [rows for rows in samples if len(rows) > enrol]
-    probes = [rows[enrol : enrol + options.probes] for rows in samples]
-    templates = [rows[:enrol] for rows in samples]
+    samples = [own for own in samples if len(own) > enrol]
+    probes: list[Array] = []
+    parts: list[tuple[int, NDArray[np.bool_], Array]] = []
+    for own in samples:
+        views, _, size = own.embeddings.shape
+        last = min(enrol + options.probes, len(own))
+        # mixed, so that a poor photo may come with a good recording and the other way round
+        order = rng.permutation(views * (last - enrol))
+        probes.append(own.embeddings[:, enrol:last].reshape(-1, size)[order])
+        parts.append((len(order), order < last - enrol, own.quality[:, enrol:last].ravel()[order]))
+    templates = [own.embeddings[0, :enrol] for own in samples]
     scores = similarity_matrix(templates, np.concatenate(probes), backend)
-    owners = np.repeat(np.arange(len(samples)), [len(p) for p in probes])
-    return Comparisons(scores, owners, np.arange(len(samples)) % options.fusion.folds)
+    counts, recorded, quality = zip(*parts, strict=True)
+    return Comparisons(
+        scores,
+        np.repeat(np.arange(len(samples)), counts),
+        np.arange(len(samples)) % options.fusion.folds,
+        np.concatenate(recorded),
+        np.concatenate(quality),
+    )
 
 
 def _chimeric(
@@ -183,7 +215,10 @@ def _chimeric(
     options: CalibrationOptions,
     rng: np.random.Generator,
 ) -> Array:
-    """Fused trials (n, 4): face score, voice score, label, group; in rounds of new pairings."""
+    """Fused trials (n, 6), in rounds of new pairings.
+
+    Columns: face score, voice score, label, group, quality of photo and utterance (or NaN).
+    """
     blocks: list[Array] = []
     impostors = 0
     for _ in range(MAX_ROUNDS):
@@ -235,8 +270,11 @@ def _trials_of(
         photos.append(a[:count])
         utterances.append(b[:count])
         owners.append(np.full(count, person))
-    s_face = face.scores[np.ix_(people, np.concatenate(photos))]
-    s_voice = voice.scores[np.ix_(speakers, np.concatenate(utterances))]
+    photo, utterance = np.concatenate(photos), np.concatenate(utterances)
+    s_face = face.scores[np.ix_(people, photo)]
+    s_voice = voice.scores[np.ix_(speakers, utterance)]
     genuine = np.concatenate(owners)[None, :] == np.arange(len(people))[:, None]
-    columns = (s_face, s_voice, genuine, np.full(genuine.shape, group))
+    q_face, q_voice = face.quality[photo], voice.quality[utterance]
+    parts = (s_face, s_voice, genuine, group, q_face, q_voice)
+    columns = np.broadcast_arrays(*parts)
     return np.stack([np.asarray(c, np.float64).ravel() for c in columns], axis=1)

@@ -57,11 +57,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def _matrix_step(gradient: Tensor, state: dict[str, Any]) -> Tensor:
-    momentum = state.setdefault("momentum", torch.zeros_like(gradient))
+    momentum: Tensor = state.setdefault("momentum", torch.zeros_like(gradient))
     momentum.lerp_(gradient, 1 - MOMENTUM)
     ahead = gradient.lerp(momentum, MOMENTUM).flatten(1)  # Nesterov
     rows, columns = ahead.shape
-    wide = max(1.0, rows / columns) ** 0.5
+    wide = float(max(1.0, rows / columns) ** 0.5)
     return wide * orthogonal(ahead).reshape(gradient.shape)
 
 
@@ -74,14 +74,16 @@ def orthogonal(matrix: Tensor) -> Tensor:
     for _ in range(ITERATIONS):
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    found: Tensor = (x.T if tall else x).to(matrix.dtype)
+    return found
 
 
 def _adam_step(gradient: Tensor, state: dict[str, Any]) -> Tensor:
-    first = state.setdefault("first", torch.zeros_like(gradient))
-    second = state.setdefault("second", torch.zeros_like(gradient))
+    first: Tensor = state.setdefault("first", torch.zeros_like(gradient))
+    second: Tensor = state.setdefault("second", torch.zeros_like(gradient))
     steps = state["steps"] = state.get("steps", 0) + 1
     first.lerp_(gradient, 1 - BETAS[0])
     second.lerp_(gradient.square(), 1 - BETAS[1])
     mean = first / (1 - BETAS[0] ** steps)
-    return mean / ((second / (1 - BETAS[1] ** steps)).sqrt() + EPS)
+    found: Tensor = mean / ((second / (1 - BETAS[1] ** steps)).sqrt() + EPS)
+    return found

@@ -122,7 +122,9 @@ def _unit(rows: Floats) -> Floats:
 
 def embed_utterances(speech: SpeechSet, teacher: SpeakerTeacher) -> Floats:
     """Unit embeddings (utterances, 256): of each the mean over windows that half overlap."""
-    windows, owners, count = [], [], 0
+    windows: list[Samples] = []
+    owners: list[int] = []
+    count = 0
     sums = np.zeros((sum(map(len, speech.utterances)), DIM), np.float32)
 
     def flush() -> None:

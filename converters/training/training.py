@@ -58,6 +58,7 @@ class TrainOptions:
 FACE_OPTIONS = TrainOptions(steps=4200)
 VOICE_OPTIONS = TrainOptions(steps=3000)
 OTHER_RATE = 0.15  # of what is no matrix, relative to the rate
+TAUGHT_FROM = 1.0  # seconds of speech; the teacher confuses shorter utterances
 LESSON_WEIGHT = 20.0  # of a speaker encoder's cosine beside the margin softmax
 PLAIN_SHARE = 0.5  # of the faces in a batch: crops as they are, which carry their identity
 STRENGTH = 0.5  # of a face's augmentation: the network underfits, more would cost accuracy
@@ -188,13 +189,15 @@ def train_voice(
     speech, _ = read_speech(archives, spec).split()
     sampler = SpeechSampler(speech, read_noise(folder / "noise.zip", spec), spec)
 
-    lessons = teach_speakers(speech, work / "teacher").targets if taught else None
+    lessons = teach_speakers(speech, work / "teacher").targets if taught else ()
 
     def draw(rng: np.random.Generator) -> Batch:
         batch = sampler.draw(options.batch, rng)
         targets = np.zeros((len(batch.classes), DIM if taught else 0), np.float32)
-        for row in np.flatnonzero(batch.unchanged) if lessons else ():
-            targets[row] = lessons[batch.speakers[row]][batch.utterances[row]]
+        for row in np.flatnonzero(batch.unchanged & taught):
+            speaker, utterance = batch.speakers[row], batch.utterances[row]
+            if len(speech.utterances[speaker][utterance]) >= TAUGHT_FROM * spec.rate:
+                targets[row] = lessons[speaker][utterance]
         return tuple(torch.from_numpy(x) for x in (batch.windows, batch.classes, targets))
 
     torch.manual_seed(options.seed)
