@@ -61,12 +61,12 @@ WORK ?= work
 model: $(VENV)/development
 	$(PIP) --no-deps resemblyzer==0.1.4
 	$(BIN)/edgeid train face --out $(WORK)/face.pt
-	$(BIN)/edgeid train voice --taught --out $(WORK)/voice.pt
+	$(BIN)/edgeid train voice --taught 0 --out $(WORK)/voice.pt
 	$(BIN)/edgeid train landmarks --out $(WORK)/landmarks.pt
 	$(BIN)/edgeid train detector --out $(WORK)/detector.pt
 	$(BIN)/edgeid convert --face $(WORK)/face.pt --voice $(WORK)/voice.pt \
 	    --landmarks $(WORK)/landmarks.pt --detector $(WORK)/detector.pt \
-	    --recipe converters/default_recipe.json --samples 12000 --weights int8 --resume \
+	    --recipe converters/default_recipe.json --samples 8000 --weights int8 --resume \
 	    --card converters/default_card.json --out edgeid/default.edgeid
 	$(BIN)/python benchmarks/figures.py --card edgeid/default.edgeid
 

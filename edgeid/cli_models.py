@@ -49,15 +49,15 @@ def _add_training(
         parser.add_argument("--start", type=Path, help="a finished checkpoint to train further")
     if name == "face":
         parser.add_argument("--teacher", type=Path, help="an .onnx face network to learn from")
+        views = "views of every face that the teacher labels (default 5)"
+        parser.add_argument("--views", type=int, default=5, help=views)
     if name == "detector":
         parser.add_argument(
             "--backgrounds", type=Path, metavar="DIR|ZIP", help="photos without faces, if any"
         )
     if name == "voice":
-        parser.add_argument(
-            "--taught", action="store_true",
-            help="learn from the speaker encoder of the package resemblyzer too",
-        )  # fmt: skip
+        taught = "learn from the encoder of the package resemblyzer too, of utterances this long"
+        parser.add_argument("--taught", type=float, metavar="SECONDS", help=taught)
 
 
 def train_face(options: argparse.Namespace) -> Outcome:
@@ -65,7 +65,9 @@ def train_face(options: argparse.Namespace) -> Outcome:
         from edgeid.converters.training import training
 
         chosen = _chosen(training.FACE_OPTIONS, options)
-        out = training.train_face(options.out, chosen, data=_data(options), teacher=options.teacher)
+        out = training.train_face(
+            options.out, chosen, data=_data(options), teacher=options.teacher, views=options.views
+        )
     return Outcome({"checkpoint": str(out)}, [f"wrote {out}"])
 
 

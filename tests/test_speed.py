@@ -143,7 +143,7 @@ def test_a_file_that_cannot_be_read_is_no_matter_of_engines(tmp_path, monkeypatc
 
 def test_a_real_process():
     found = speed._in_process(speed.default_model(), "reference", 1, 0.0)
-    assert [*found.entries] == ["face", "voice", "landmarks"]
+    assert [*found.entries] == ["face", "voice", "landmarks", "detector"]
     assert all(0 < t.minimum <= t.median for t in found.entries.values())
 
 

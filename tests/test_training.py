@@ -86,9 +86,14 @@ def run(kind, data, out, options, work):
     return train_face(out, options, width=0.125, dim=8, views=2, data=data, work=work)
 
 
-@pytest.mark.parametrize("kind", ["face", "voice"])
-def test_a_stopped_training_resumes_to_the_same_network(kind, data, tmp_path, monkeypatch):
-    whole = run(kind, data, tmp_path / "whole.pt", FAST, tmp_path)
+@pytest.mark.parametrize(
+    ("kind", "optimiser"), [("face", "sgd"), ("face", "muon"), ("voice", "muon")]
+)
+def test_a_stopped_training_resumes_to_the_same_network(
+    kind, optimiser, data, tmp_path, monkeypatch
+):
+    options = replace(FAST, optimiser=optimiser)
+    whole = run(kind, data, tmp_path / "whole.pt", options, tmp_path)
 
     saved = Checkpoint.save
 
@@ -98,10 +103,10 @@ def test_a_stopped_training_resumes_to_the_same_network(kind, data, tmp_path, mo
 
     monkeypatch.setattr(Checkpoint, "save", stop_after_first)
     with pytest.raises(KeyboardInterrupt):
-        run(kind, data, tmp_path / "broken.pt", FAST, tmp_path)
+        run(kind, data, tmp_path / "broken.pt", options, tmp_path)
     monkeypatch.undo()
     assert read_checkpoint(tmp_path / "broken.pt")["step"] == 2
-    resumed = run(kind, data, tmp_path / "broken.pt", FAST, tmp_path)
+    resumed = run(kind, data, tmp_path / "broken.pt", options, tmp_path)
     a, b = (read_checkpoint(p)["network"] for p in (whole, resumed))
     for name, value in a.items():
         torch.testing.assert_close(value, b[name], rtol=1e-4, atol=1e-5, msg=name)

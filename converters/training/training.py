@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ class TrainOptions:
     Attributes:
         steps: optimiser steps of the one-cycle schedule.
         batch: samples a step.
-        rate: peak learning rate of ``Muon``.
+        rate: peak learning rate, which for ``Muon`` is some tenth of that for SGD.
+        optimiser: "muon" needs fewer samples.
         seed: of weights, sampling and augmentation.
         threads: of torch; 2 collapse when anything else uses the cores.
         save_every: steps between checkpoints.
@@ -45,9 +46,10 @@ class TrainOptions:
         progress: whether to show a progress bar.
     """
 
-    steps: int = 4000
+    steps: int = 2000
     batch: int = 128
-    rate: float = 0.02
+    rate: float = 0.2
+    optimiser: Literal["sgd", "muon"] = "sgd"
     seed: int = 1
     threads: int = 1
     save_every: int = 100
@@ -55,13 +57,14 @@ class TrainOptions:
     progress: bool = True
 
 
-FACE_OPTIONS = TrainOptions(steps=4200)
-VOICE_OPTIONS = TrainOptions(steps=3000)
+FACE_OPTIONS = TrainOptions(steps=4200, rate=0.02, optimiser="muon")
+VOICE_OPTIONS = TrainOptions(steps=3000, rate=0.02, optimiser="muon")
 OTHER_RATE = 0.15  # of what is no matrix, relative to the rate
-TAUGHT_FROM = 1.0  # seconds of speech; the teacher confuses shorter utterances
 LESSON_WEIGHT = 20.0  # of a speaker encoder's cosine beside the margin softmax
-PLAIN_SHARE = 0.5  # of the faces in a batch: crops as they are, which carry their identity
-STRENGTH = 0.5  # of a face's augmentation: the network underfits, more would cost accuracy
+# Of the faces in a batch, crops as they are, which carry their identity; and how much all are
+# augmented. At first a network underfits; one that is trained further begins to know the crops.
+PLAIN_SHARE, STRENGTH = 0.5, 0.5
+FURTHER_PLAIN_SHARE, FURTHER_STRENGTH = 0.3, 0.8
 
 
 class FaceObjective(CNN20Objective):
@@ -127,6 +130,10 @@ def train_face(
 
     A checkpoint already at ``out`` is resumed. The calibration people are left out.
 
+    Args:
+        views: of every crop that the teacher is asked about, see ``label_view``; each takes
+            some 200 MB of memory and of the folder ``work``.
+
     Raises:
         DataError: data, teacher or checkpoint is missing or does not fit.
     """
@@ -140,12 +147,16 @@ def train_face(
     renumbered = np.full(len(counts), -1)
     renumbered[classes] = np.arange(len(classes))
 
+    plain, strength = (
+        (FURTHER_PLAIN_SHARE, FURTHER_STRENGTH) if options.start else (PLAIN_SHARE, STRENGTH)
+    )
+
     def draw(rng: np.random.Generator) -> Batch:
         index = rng.integers(len(faces.crops), size=options.batch)
         chosen = rng.integers(views, size=options.batch)
-        chosen[rng.random(options.batch) < PLAIN_SHARE] = 0
+        chosen[rng.random(options.batch) < plain] = 0
         pairs = list(zip(index, chosen, strict=True))
-        crops = np.stack([augment(labelled[v].crops[i], rng, STRENGTH) for i, v in pairs])
+        crops = np.stack([augment(labelled[v].crops[i], rng, strength) for i, v in pairs])
         targets = np.stack([labelled[v].targets[i] for i, v in pairs])
         # Views may be blends of two people: only the plain crop carries its identity.
         label = np.where(chosen == 0, renumbered[faces.labels[index]], -1)
@@ -170,7 +181,7 @@ def train_voice(
     dim: int = 128,
     data: Path | None = None,
     spec: VoiceSpec | None = None,
-    taught: bool = False,
+    taught: float | None = None,
     work: Path = Path("work"),
 ) -> Path:
     """Train a speaker CNN-20 from ``speech/train_*.zip``; write a checkpoint to ``out``.
@@ -178,7 +189,8 @@ def train_voice(
     A checkpoint already at ``out`` is resumed. The calibration speakers are left out.
 
     Args:
-        taught: whether to learn from a public speaker encoder too, see ``SpeakerTeacher``.
+        taught: learn from a public speaker encoder too, see ``SpeakerTeacher``, of utterances
+            with at least so many seconds of speech; it confuses short ones.
 
     Raises:
         DataError: data or checkpoint is missing or does not fit.
@@ -189,19 +201,23 @@ def train_voice(
     speech, _ = read_speech(archives, spec).split()
     sampler = SpeechSampler(speech, read_noise(folder / "noise.zip", spec), spec)
 
-    lessons = teach_speakers(speech, work / "teacher").targets if taught else ()
+    lessons: tuple[np.ndarray[Any, np.dtype[np.float32]], ...] = ()
+    lesson, shortest = 0, 0.0
+    if taught is not None:
+        lessons = teach_speakers(speech, work / "teacher").targets
+        lesson, shortest = DIM, taught * spec.rate
 
     def draw(rng: np.random.Generator) -> Batch:
         batch = sampler.draw(options.batch, rng)
-        targets = np.zeros((len(batch.classes), DIM if taught else 0), np.float32)
-        for row in np.flatnonzero(batch.unchanged & taught):
+        targets = np.zeros((len(batch.classes), lesson), np.float32)
+        for row in np.flatnonzero(batch.unchanged) if lessons else ():
             speaker, utterance = batch.speakers[row], batch.utterances[row]
-            if len(speech.utterances[speaker][utterance]) >= TAUGHT_FROM * spec.rate:
+            if len(speech.utterances[speaker][utterance]) >= shortest:
                 targets[row] = lessons[speaker][utterance]
         return tuple(torch.from_numpy(x) for x in (batch.windows, batch.classes, targets))
 
     torch.manual_seed(options.seed)
-    objective = VoiceObjective(width, dim, sampler.classes, DIM if taught else 0)
+    objective = VoiceObjective(width, dim, sampler.classes, lesson)
     return train(objective, draw, options, out, "voice")
 
 
@@ -219,17 +235,7 @@ def train(
     """
     torch.set_num_threads(options.threads)
     objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    matrices = [p for p in objective.network.parameters() if p.ndim > 1]
-    known = {id(p) for p in matrices}
-    others = [p for p in objective.parameters() if id(p) not in known]
-    optimiser = Muon(matrices, others, options.rate, other_rate=OTHER_RATE * options.rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser,
-        [group["lr"] for group in optimiser.param_groups],
-        total_steps=options.steps,
-        pct_start=0.1,
-        cycle_momentum=False,
-    )
+    optimiser, schedule = _optimiser(objective, options)
     checkpoint = Checkpoint(out, objective, optimiser, schedule)
     first = checkpoint.resume()
     if first == 0 and options.start is not None:
@@ -261,3 +267,21 @@ def train(
         settle_statistics(objective.network, [draw(np.random.default_rng(s))[0] for s in seeds])
         checkpoint.save(options.steps)
     return out
+
+
+def _optimiser(
+    objective: Objective, options: TrainOptions
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """The optimiser with its one-cycle schedule."""
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR
+    if options.optimiser == "sgd":
+        sgd = torch.optim.SGD(
+            objective.parameters(), options.rate, momentum=0.9, weight_decay=5e-4, nesterov=True
+        )
+        return sgd, one_cycle(sgd, options.rate, total_steps=options.steps, pct_start=0.15)
+    matrices = [p for p in objective.network.parameters() if p.ndim > 1]
+    known = {id(p) for p in matrices}
+    others = [p for p in objective.parameters() if id(p) not in known]
+    muon = Muon(matrices, others, options.rate, other_rate=OTHER_RATE * options.rate)
+    rates = [group["lr"] for group in muon.param_groups]
+    return muon, one_cycle(muon, rates, options.steps, pct_start=0.1, cycle_momentum=False)
