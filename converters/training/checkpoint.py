@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 
 from edgeid.converters.networks.cnn20 import CNN20
 from edgeid.runtime.errors import DataError
+from edgeid.runtime.replacement import replace_file
 
 
 class Objective(nn.Module):
@@ -111,3 +113,22 @@ def load_network(path: Path) -> CNN20:
     network = CNN20(**state["shape"])
     network.load_state_dict(state["network"])
     return network.eval()
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a dictionary of tensors; a run that is cut short leaves the last whole file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    memory = io.BytesIO()
+    torch.save(state, memory)
+    replace_file(path, memory.getvalue())
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read what ``write_state`` wrote, without running any code in it; DataError if it is none."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has no error class of its own
+        raise DataError(f"{path} is not a readable checkpoint: {error}") from error
+    if not isinstance(state, dict):
+        raise DataError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors")
+    return state

@@ -9,7 +9,6 @@ are worth, and how many faces it finds.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgeid.converters.training.checkpoint import read_state, write_state
 from edgeid.converters.training.detector_check import Recall, calibrate, measure
 from edgeid.converters.training.detector_scenes import Bytes, Floats, Scene, make_scene
 from edgeid.converters.training.face_pictures import Faces
@@ -33,7 +33,6 @@ from edgeid.runtime.network_detector import (
     cell_centres,
     detector_input,
 )
-from edgeid.runtime.replacement import replace_file
 
 __all__ = [
     "DetectorNetwork",
@@ -192,7 +191,7 @@ def train_detector(
             _save(checkpoint, network, optimizer, options, step + 1)
     network = network.to(memory_format=torch.contiguous_format).eval()
     calibrate(network, network.maps, _scenes(held_out, options, 1, options.checked))
-    _write(path, network.state_dict())
+    write_state(path, network.state_dict())
     return network, measure(network, _scenes(held_out, options, 2, options.checked))
 
 
@@ -237,7 +236,7 @@ def _save(
     step: int,
 ) -> None:
     parts = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-    _write(path, {**parts, "step": step, "options": vars(options)})
+    write_state(path, {**parts, "step": step, "options": vars(options)})
 
 
 def _resume(
@@ -246,29 +245,12 @@ def _resume(
     """Load a checkpoint of the same options, if there is one; the first step still to do."""
     if not path.exists():
         return 0
-    state = _read(path)
+    state = read_state(path)
     if state.get("options") != vars(options):
         raise DataError(f"{path} belongs to a training with other options; delete it to start anew")
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
-
-
-def _write(path: Path, state: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    memory = io.BytesIO()
-    torch.save(state, memory)
-    replace_file(path, memory.getvalue())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no error class of its own
-        raise DataError(f"{path} is not a readable checkpoint: {error}") from error
-    if not isinstance(state, dict):
-        raise DataError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors")
-    return state
 
 
 def load_detector(path: str | Path) -> DetectorNetwork:
@@ -278,7 +260,7 @@ def load_detector(path: str | Path) -> DetectorNetwork:
         DataError: the file is missing, unreadable, or of another network.
     """
     network = DetectorNetwork()
-    state = _read(Path(path))
+    state = read_state(Path(path))
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -10,7 +10,6 @@ device cuts them (``edgeid.runtime.alignment``), around boxes displaced as a Haa
 from __future__ import annotations
 
 import argparse
-import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgeid.converters.training.checkpoint import read_state, write_state
 from edgeid.converters.training.landmark_set import (
     Bytes,
     Floats,
@@ -170,7 +170,7 @@ def train_landmarks(
     first = _resume(checkpoint, parts, options)
     for epoch in (bar := tqdm(range(first, options.epochs), initial=first, total=options.epochs)):
         loss = _epoch(network, optimizer, schedule, _batches(training, options, epoch))
-        _write(
+        write_state(
             checkpoint,
             {
                 **{k: v.state_dict() for k, v in parts.items()},
@@ -180,7 +180,7 @@ def train_landmarks(
         )
         if epoch % 10 == 9:
             bar.set_postfix(loss=f"{loss:.3f}", error=f"{mean_error(network, held_out):.2f} %")
-    _write(path, network.state_dict())
+    write_state(path, network.state_dict())
     return network.eval(), mean_error(network, held_out)
 
 
@@ -206,32 +206,12 @@ def _resume(path: Path, parts: dict[str, Any], options: LandmarkTraining) -> int
     """Load a checkpoint of the same options, if there is one; the first epoch still to do."""
     if not path.exists():
         return 0
-    state = _read(path)
+    state = read_state(path)
     if state.get("options") != vars(options):
         raise DataError(f"{path} belongs to a training with other options; delete it to start anew")
     for name, part in parts.items():
         part.load_state_dict(state[name])
     return int(state["epoch"])
-
-
-def _write(path: Path, state: dict[str, Any]) -> None:
-    """Beside, then rename: a run that is cut short leaves the last whole file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    memory = io.BytesIO()
-    torch.save(state, memory)
-    beside = path.with_name(path.name + ".new")
-    beside.write_bytes(memory.getvalue())
-    os.replace(beside, path)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no error class of its own
-        raise DataError(f"{path} is not a readable checkpoint: {error}") from error
-    if not isinstance(state, dict):
-        raise DataError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors")
-    return state
 
 
 def load_landmarks(path: str | Path) -> LandmarkNetwork:
@@ -241,7 +221,7 @@ def load_landmarks(path: str | Path) -> LandmarkNetwork:
         DataError: the file is missing, unreadable, or of another network.
     """
     network = LandmarkNetwork()
-    state = _read(Path(path))
+    state = read_state(Path(path))
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
