@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeid.converters.graphs.single_entry import decoded_entry
 from edgeid.converters.graphs.torch_graph import export_torch
 from edgeid.converters.networks.cnn20 import INPUT_SHAPE
 from edgeid.converters.onnx_import.model import import_onnx
@@ -19,6 +20,7 @@ from edgeid.runtime.alignment import landmark_input, landmark_points
 from edgeid.runtime.engine import make_engine
 from edgeid.runtime.errors import DataError, GraphError
 from edgeid.runtime.face import FaceFrontEnd, FaceSpec
+from edgeid.runtime.format import read_model
 from edgeid.runtime.graph import Graph, merge_graphs
 from edgeid.runtime.model import DETECTOR, FACE, LANDMARKS, VOICE
 from edgeid.runtime.network_detector import INPUT_SHAPE as PICTURE_SHAPE
@@ -69,10 +71,10 @@ def load_networks(
     """Networks from files.
 
     Args:
-        face, voice: checkpoints of ``train_face`` and ``train_voice``, ONNX files or
-            exported programs (.pt2) whose input fits the preprocessing.
-        landmarks: checkpoint of ``train_landmarks``.
-        detector: checkpoint of ``train_detector``.
+        face, voice: checkpoints of ``train_face`` and ``train_voice``, ONNX files, exported
+            programs (.pt2) or model files (.edgeid) whose input fits the preprocessing.
+        landmarks: checkpoint of ``train_landmarks``, or a model file that has such a network.
+        detector: checkpoint of ``train_detector``, or a model file that has such a network.
 
     Raises:
         DataError: a file is missing or is none of these.
@@ -81,17 +83,29 @@ def load_networks(
     found = load_graph(face, FACE), load_graph(voice, VOICE)
     points = None
     if landmarks is not None:
-        points = export_torch(load_landmarks(landmarks), (1, 96, 96), LANDMARKS)
+        points = _of_model(landmarks, LANDMARKS) or export_torch(
+            load_landmarks(landmarks), (1, 96, 96), LANDMARKS
+        )
     finder = None
     if detector is not None:
-        finder = export_torch(load_detector(detector), PICTURE_SHAPE, DETECTOR)
+        finder = _of_model(detector, DETECTOR) or export_torch(
+            load_detector(detector), PICTURE_SHAPE, DETECTOR
+        )
     return Networks(*found, points, finder)
 
 
+def _of_model(path: Path, entry: str) -> Graph | None:
+    """A network of a model file with its weights decoded; None where ``path`` is none."""
+    return decoded_entry(read_model(path).graph, entry) if path.suffix == ".edgeid" else None
+
+
 def load_graph(path: Path, entry: str) -> Graph:
-    """A network from a training checkpoint, an ONNX file or an exported program."""
+    """A network from a checkpoint, an ONNX file, an exported program or a model file."""
     if not path.is_file():
         raise DataError(f"no {entry} network at {path}")
+    found = _of_model(path, entry)
+    if found is not None:
+        return found
     if path.suffix == ".onnx":
         return import_onnx(path, entry)
     if path.suffix == ".pt2":

@@ -53,22 +53,30 @@ class People:
     voice: VoiceSpec
 
     def training(self, most: int) -> NetworkInputs:
-        """Inputs of the first group, at most so many of an entry, drawn evenly."""
-        return self._inputs(0, most)
+        """Inputs of the first group, at most so many of an entry, drawn evenly.
+
+        Where there are fewer faces, the mirror images of some are taken too.
+        """
+        return self._inputs(0, most, mirrored=True)
 
     def held_out(self, most: int) -> NetworkInputs:
         """Inputs of the second group."""
         return self._inputs(1, most)
 
-    def _inputs(self, group: int, most: int) -> NetworkInputs:
+    def _inputs(self, group: int, most: int, mirrored: bool = False) -> NetworkInputs:
         samples: dict[str, FloatArray] = {}
         labels: dict[str, Labels] = {}
         if self.faces is not None:
             faces = self.faces[group]
             chosen = _even(len(faces.crops), most)
-            samples[FACE] = network_input(faces.crops[chosen], self.face)
+            crops, shown = faces.crops[chosen], faces.labels[chosen]
+            if mirrored:
+                more = _even(len(crops), most - len(crops))
+                crops = np.concatenate([crops, crops[more, :, ::-1]])
+                shown = np.concatenate([shown, shown[more]])
+            samples[FACE] = network_input(crops, self.face)
             if faces.labelled:
-                labels[FACE] = faces.labels[chosen]
+                labels[FACE] = shown
         if self.speech is not None:
             samples[VOICE], spoken = _windows(self.speech[group], self.voice, most)
             if self.speech[group].labelled:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +28,21 @@ def add_commands(commands: Commands) -> None:
     parser = add_command(
         commands, "convert", convert, "merge and compress two trained networks into a model file"
     )
-    network = "a training checkpoint, an .onnx file, or a .pt2 file of torch.export"
+    network = "a training checkpoint, an .onnx or .edgeid file, or a .pt2 file of torch.export"
     parser.add_argument("--face", type=Path, required=True, help=network)
     parser.add_argument("--voice", type=Path, required=True, help=network)
-    parser.add_argument("--landmarks", type=Path, help="checkpoint; without, aligned crops only")
-    parser.add_argument("--detector", type=Path, help="checkpoint; without, OpenCV's Haar cascade")
+    parser.add_argument(
+        "--landmarks", type=Path, help="checkpoint or .edgeid file; without, aligned crops only"
+    )
+    parser.add_argument(
+        "--detector", type=Path, help="checkpoint or .edgeid file; without, OpenCV's Haar"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the .edgeid file to write")
     _add_people(parser.add_argument_group("people to learn from and to measure by"))
     _add_compression(parser.add_argument_group("compression"))
+    parser.add_argument(
+        "--mirror", action="store_true", help="embed faces together with their mirror images"
+    )
     parser.add_argument("--card", type=Path, help="JSON file with the model card")
     parser.add_argument("--model-version", type=int, default=1, help="counts up (default 1)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write report.html, report.json")
@@ -106,6 +114,7 @@ def _chosen(options: argparse.Namespace, networks: Networks) -> ConvertOptions:
     from edgeid.converters.compression import Limits
     from edgeid.converters.convert import ConvertOptions, graph_budget
     from edgeid.converters.named_recipes import Ladder, named_ladder, read_recipe
+    from edgeid.converters.network_files import face_spec
 
     budget = parse_size(options.budget) if options.budget is not None else None
     left = graph_budget(budget, networks, options.weights) if budget is not None else None
@@ -125,6 +134,7 @@ def _chosen(options: argparse.Namespace, networks: Networks) -> ConvertOptions:
         threads=options.threads,
         card=_read_card(options.card) if options.card is not None else None,
         version=options.model_version,
+        face=replace(face_spec(networks.face), mirror=options.mirror),
     )
 
 
@@ -149,7 +159,6 @@ def _people(
     options: argparse.Namespace, networks: Networks, chosen: ConvertOptions
 ) -> People | None:
     """Who was given; the data sets stand in where passes or calibration need somebody."""
-    from edgeid.converters.network_files import face_spec
     from edgeid.converters.people import read_people
 
     faces, voices = options.faces, options.voices
@@ -159,9 +168,13 @@ def _people(
         data = options.data or data_directory()
         faces = data / "faces" / "train.zip"
         voices = data / "speech" / "train_sentences.zip"
-    spec = chosen.face or face_spec(networks.face)
+    assert chosen.face is not None  # ``_chosen`` sets it
     return read_people(
-        faces, [voices] if voices else [], spec, chosen.voice, networks.photo_reader(spec)
+        faces,
+        [voices] if voices else [],
+        chosen.face,
+        chosen.voice,
+        networks.photo_reader(chosen.face),
     )
 
 

@@ -28,6 +28,8 @@ class FaceSpec:
         channels: 1 (grey) or 3.
         crop: (top, left, height, width), the part of the crop the network sees.
         mean, scale: input = (grey level - mean) * scale.
+        mirror: whether the network sees the mirror image too, and the embedding is the mean of
+            both; a face takes two inferences then. Files without the key mean no.
         limits: see ``FaceLimits``.
 
     Raises:
@@ -39,6 +41,7 @@ class FaceSpec:
     crop: tuple[int, int, int, int] = (0, 8, 112, 96)
     mean: float = 127.5
     scale: float = 1 / 128
+    mirror: bool = False
     limits: FaceLimits = field(default_factory=FaceLimits)
 
     def __post_init__(self) -> None:
@@ -61,6 +64,8 @@ class FaceSpec:
                 raise ModelFormatError(f"face {name} is {value}: -255 to 255 is needed")
         if self.scale <= 0:
             raise ModelFormatError(f"face scale is {self.scale}: a positive number is needed")
+        if not isinstance(self.mirror, bool):
+            raise ModelFormatError(f"face mirror is {self.mirror!r}: true or false is needed")
         if not isinstance(self.limits, FaceLimits):
             raise ModelFormatError(f"face limits are a {type(self.limits).__name__}")
 
@@ -69,13 +74,13 @@ class FaceSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FaceSpec:
-        """The reverse of ``to_dict``: every key must be there, and no other.
+        """The reverse of ``to_dict``: every key but ``mirror`` must be there, and no other.
 
         Raises:
             ModelFormatError: a key is missing, unknown, or its value is wrong.
         """
         known = {f.name for f in fields(cls)}
-        if not isinstance(values, Mapping) or set(values) != known:
+        if not isinstance(values, Mapping) or {*values, "mirror"} != known:
             got = sorted(values) if isinstance(values, Mapping) else values
             raise ModelFormatError(f"face section must have exactly {sorted(known)}, not {got!r}")
         if not isinstance(values["crop"], list | tuple):

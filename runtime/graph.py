@@ -9,7 +9,7 @@ graph. Activations are float32, NCHW. Weights live beside the layers in
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -288,14 +288,15 @@ def _table_scales(value: object) -> dict[str, float]:
     return {check_name(name, "graph, table_scales"): scale for name, scale in value.items()}
 
 
-def _prefixed(layer: Layer, prefix: str) -> Layer:
+def rename_layer(layer: Layer, rename: Callable[[str], str]) -> Layer:
+    """The layer with other names for itself, its tensors and activations."""
     tensors = set(layer.tensor_names())
     renamed = {
-        field.name: prefix + getattr(layer, field.name)
+        field.name: rename(getattr(layer, field.name))
         for field in fields(layer)
         if field.name in ("name", "output") or getattr(layer, field.name) in tensors
     }
-    return replace(layer, inputs=tuple(prefix + name for name in layer.inputs), **renamed)
+    return replace(layer, inputs=tuple(rename(name) for name in layer.inputs), **renamed)
 
 
 def merge_graphs(**graphs: Graph) -> Graph:
@@ -316,7 +317,7 @@ def merge_graphs(**graphs: Graph) -> Graph:
             raise GraphError(f"{name}: needs one entry to merge, has {len(graph.entries)}")
         entry, prefix = graph.entries[0], f"{name}/"
         entries.append(Entry(name, prefix + entry.input, entry.shape, prefix + entry.output))
-        layers.extend(_prefixed(layer, prefix) for layer in graph.layers)
+        layers.extend(rename_layer(layer, prefix.__add__) for layer in graph.layers)
         tensors.update({prefix + key: tensor for key, tensor in graph.tensors.items()})
         scales.update({prefix + key: scale for key, scale in graph.scales.items()})
         table_scales.update({prefix + key: scale for key, scale in graph.table_scales.items()})

@@ -21,7 +21,12 @@ def log_mel(samples: Floats, spec: VoiceSpec) -> Floats:
     The same numbers as librosa's ``melspectrogram(center=False, power=2)`` followed by
     10 log10 with a floor of 1e-10.
     """
-    mel = power_spectrum(samples, spec) @ mel_filters(spec)
+    return decibels(power_spectrum(samples, spec), spec)
+
+
+def decibels(power: Floats, spec: VoiceSpec) -> Floats:
+    """Mel bands of power spectra: (..., frames, fft/2+1) -> (..., frames, mels) in dB."""
+    mel = power @ mel_filters(spec)
     return np.asarray(10 * np.log10(np.maximum(mel, np.float32(1e-10))), np.float32)
 
 

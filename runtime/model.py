@@ -127,12 +127,12 @@ class Model:
     def embed_prepared(self, crop: NDArray[np.uint8], windows: Floats) -> Embeddings:
         """An aligned crop (112, 112) and log-mel windows (n, 1, frames, mels) of one person, by
         one call of the engine."""
-        faces = network_input(crop[None], self._face())
+        faces = self._face_inputs(crop[None])
         outputs = self.engine.run_together({FACE: faces, VOICE: windows[:BATCH]})
         rest = self._run(VOICE, windows[BATCH:])
         voices = np.concatenate([outputs[VOICE], rest])
         voice = _normalised(voices.mean(axis=0, keepdims=True))
-        return Embeddings(_normalised(outputs[FACE])[0], voice[0])
+        return Embeddings(_mean_direction(outputs[FACE], 1)[0], voice[0])
 
     def embed_aligned(self, crops: NDArray[np.uint8]) -> Floats:
         """Aligned grey crops (N, 112, 112) uint8 -> embeddings (N, d).
@@ -140,11 +140,11 @@ class Model:
         Raises:
             ImageError: another shape or dtype.
         """
-        spec = self._face()
+        self._face()
         if not isinstance(crops, np.ndarray) or crops.dtype != np.uint8 or crops.ndim != 3:
             found = f"{getattr(crops, 'dtype', type(crops).__name__)} {np.shape(crops)}"
             raise ImageError(f"aligned crops must be uint8 (N, 112, 112), not {found}")
-        return _normalised(self._run(FACE, network_input(crops, spec)))
+        return _mean_direction(self._run(FACE, self._face_inputs(crops)), len(crops))
 
     def embed_windows(self, windows: Floats) -> Floats:
         """Log-mel windows (n, 1, frames, mels) of one recording -> its embedding (d,)."""
@@ -183,6 +183,12 @@ class Model:
     def _run(self, entry: str, x: Floats) -> Floats:
         parts = [self.engine.run(entry, x[i : i + BATCH]) for i in range(0, len(x), BATCH)]
         return np.concatenate(parts) if parts else self.engine.run(entry, x)
+
+    def _face_inputs(self, crops: NDArray[np.uint8]) -> Floats:
+        """(N, 112, 112) -> inputs (N, ...), or (2N, ...) with the mirror images behind them."""
+        spec = self._face()
+        x = network_input(crops, spec)
+        return np.concatenate([x, x[..., ::-1]]) if spec.mirror else x
 
     def _locator(self) -> Callable[[NDArray[np.uint8]], Floats]:
         if not self._has(LANDMARKS):
@@ -239,6 +245,12 @@ def default_model() -> Path:
     if not path.is_file():
         raise ModelError(f"the package has no default model ({path}): give the path of a model")
     return path
+
+
+def _mean_direction(outputs: Floats, count: int) -> Floats:
+    """(V * count, d), one view of all behind the other -> (count, d): each one's mean."""
+    views = _normalised(outputs).reshape(len(outputs) // max(count, 1), count, outputs.shape[1])
+    return _normalised(views.sum(axis=0))
 
 
 def _normalised(embeddings: Floats) -> Floats:

@@ -11,7 +11,11 @@ torch = pytest.importorskip("torch")
 
 from edgeid.converters.codebook import calibration as codebook_calibration  # noqa: E402
 from edgeid.converters.codebook import coding as codebook_coding  # noqa: E402
-from edgeid.converters.codebook.calibration import CodebookCalibration, calibrate  # noqa: E402
+from edgeid.converters.codebook.calibration import (  # noqa: E402
+    CodebookCalibration,
+    _Training,
+    calibrate,
+)
 from edgeid.converters.codebook.coded_weights import Coding  # noqa: E402
 from edgeid.converters.codebook.coding import code_graph, fit_channels  # noqa: E402
 from edgeid.converters.codebook.module import CodebookModule  # noqa: E402
@@ -196,6 +200,7 @@ def test_cnn20_with_another_architecture(other, tmp_path):
         (SharedCodebooks(calibration=CodebookCalibration(rate=2.0)), "rate 2.0"),
         (SharedCodebooks(calibration=CodebookCalibration(batch=1)), "batch is 1"),
         (SharedCodebooks(calibration=CodebookCalibration(blend=1.5)), "blend 1.5"),
+        (SharedCodebooks(calibration=CodebookCalibration(jitter=17)), "jitter 17"),
     ],
 )
 def test_options_that_make_no_sense(step, message, graph, context):
@@ -332,6 +337,20 @@ def test_cnn20_pair_calibrates_in_a_few_steps(tmp_path):
     options = CodebookCalibration(steps=4, batch=6, rate=1e-2, soft=0, blend=0)
     made = calibrate(original, coded, options, context)
     assert made.after < made.before
+
+
+def test_jittered_samples_are_moved_and_repeat_their_border(graph, context):
+    original, pairing, codings = prepared(graph)
+    coded = code_graph(original, original, pairing, codings, context, samples=8)
+    x = np.arange(2 * 9 * 8, dtype=np.float32).reshape(2, 1, 9, 8)
+    still, moving = (
+        _Training(original, coded, CodebookCalibration(jitter=j), context)._moved for j in (0, 2)
+    )
+    assert still(x, np.random.default_rng(0)) is x
+    wide = np.pad(x[1, 0], 2, mode="edge")
+    places = {wide[t : t + 9, c : c + 8].tobytes(): (t, c) for t in range(5) for c in range(5)}
+    found = {places[moving(x, np.random.default_rng(s))[1, 0].tobytes()] for s in range(200)}
+    assert len(found) == 25  # every shift by up to 2 either way
 
 
 def test_without_steps_nothing_changes(graph, context):

@@ -76,6 +76,17 @@ def test_sub_vectors_are_not_shorter_than_asked_for(graph, context, apart):
     assert lengths[8] == {8}
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_codebooks_have_no_more_codewords_than_asked_for(graph, context, apart):
+    most = {}
+    for largest in (256, 64):
+        step = SharedCodebooks(budget=60_000, largest=largest, apart=apart, calibration=NO_TRAINING)
+        made, _ = run_recipe([step], graph, context)
+        coded = [t for t in made.tensors.values() if isinstance(t, Codebook)]
+        most[largest] = max(tensor.codewords.shape[1] for tensor in coded)
+    assert most == {256: 256, 64: 64}  # the budget is ample
+
+
 def test_weights_that_need_not_share(context):
     """The second network hardly matters: it takes small codebooks of its own."""
     nets = [residual_graph(n, (8, 8, 16, 16), (0, 1, 0, 0), size=16, dim=8) for n in range(2)]

@@ -141,6 +141,24 @@ def test_landmarks_are_the_third_branch(trained, tmp_path):
     assert entries == {"face": (1, 112, 96), "voice": (1, 112, 96), "landmarks": (1, 96, 96)}
 
 
+def test_networks_of_a_model_file_are_converted_again(trained, tmp_path):
+    folder, _ = trained
+    torch.manual_seed(0)
+    torch.save(LandmarkNetwork().state_dict(), tmp_path / "l.pt")
+    torch.save(DetectorNetwork().state_dict(), tmp_path / "d.pt")
+    first, second = tmp_path / "a.edgeid", tmp_path / "b.edgeid"
+    own = (folder / "face.pt", folder / "voice.pt", tmp_path / "l.pt", tmp_path / "d.pt")
+    convert(load_networks(*own), first, plain("int8"))
+    convert(load_networks(*[first] * 4), second, plain("int8"))
+    a, b = (Model.load(path).file.graph for path in (first, second))
+    assert [layer.name for layer in a.layers] == [layer.name for layer in b.layers]
+    for name, tensor in a.tensors.items():
+        np.testing.assert_allclose(b.tensors[name].decode(), tensor.decode(), rtol=1e-6)
+    convert(load_networks(*own[:2]), first, plain())
+    with pytest.raises(GraphError, match="no entry 'landmarks'"):
+        load_networks(folder / "face.pt", folder / "voice.pt", first)
+
+
 @pytest.mark.parametrize("scaled", [False, True])
 def test_the_detector_is_one_more_branch(trained, tmp_path, scaled, monkeypatch):
     folder, _ = trained

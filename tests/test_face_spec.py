@@ -39,6 +39,7 @@ def test_spec_round_trip() -> None:
         {"mean": None},
         {"scale": 0},
         {"scale": -1},
+        {"mirror": 1},
         {"limits": None},
         {"limits": {}},
         {"unknown": 1},
@@ -49,8 +50,15 @@ def test_spec_refuses(change: dict[str, Any]) -> None:
         FaceSpec.from_dict({**FaceSpec().to_dict(), **change})
 
 
+def test_files_from_before_mirrors_have_none() -> None:
+    values = FaceSpec(mirror=True).to_dict()
+    assert FaceSpec.from_dict(values).mirror
+    del values["mirror"]
+    assert FaceSpec.from_dict(values) == FaceSpec()
+
+
 def test_spec_needs_every_key() -> None:
-    for key in FaceSpec().to_dict():
+    for key in {*FaceSpec().to_dict()} - {"mirror"}:
         values = FaceSpec().to_dict()
         del values[key]
         with pytest.raises(ModelFormatError, match="exactly"):

@@ -78,3 +78,20 @@ def test_augmentation_depends_on_its_generator_alone():
 def test_move_by_nothing_changes_nothing():
     crop = np.random.default_rng(0).integers(0, 255, (112, 112)).astype(np.uint8)
     np.testing.assert_array_equal(move(crop, np.random.default_rng(0), 0, 0, 0), crop)
+
+
+def test_a_stretched_face_keeps_its_middle_and_its_height():
+    crop = np.zeros((112, 112), np.uint8)
+    crop[30:80, 30] = crop[30:80, 81] = 255  # 25.5 pixels either side of the middle
+    found = set()
+    for seed in range(20):
+        wider = move(crop, np.random.default_rng(seed), 0, 0, 0, stretch=0.2).astype(float)
+        assert np.flatnonzero(wider.max(1) > 9).tolist() == [*range(30, 80)]
+        left, right = (
+            np.average(np.arange(56) + start, weights=wider[50, start : start + 56])
+            for start in (0, 56)
+        )
+        assert left + right == pytest.approx(111, abs=0.1)
+        found.add(round(right - 55.5, 1))
+    assert min(found) < 22
+    assert max(found) > 29

@@ -73,6 +73,21 @@ def test_face_embedding_by_hand(model):
     np.testing.assert_allclose(model.embed_aligned(crop[None])[0], expected, atol=1e-5)
 
 
+def test_a_mirroring_model_averages_a_face_and_its_mirror_image(model, model_file):
+    crops = np.random.default_rng(1).integers(0, 255, (3, 112, 112)).astype(np.uint8)
+    mirroring = replace(model_file, face=FaceSpec(mirror=True).to_dict())
+    both = Model(mirroring, engine=model.engine.name)
+    once, flipped = model.embed_aligned(crops), model.embed_aligned(crops[:, :, ::-1])
+    expected = (once + flipped) / np.linalg.norm(once + flipped, axis=1, keepdims=True)
+    np.testing.assert_allclose(both.embed_aligned(crops), expected, atol=1e-5)
+    np.testing.assert_allclose(both.embed_aligned(crops[:, :, ::-1]), expected, atol=1e-5)
+    windows = np.random.default_rng(2).standard_normal((2, 1, 112, 96)).astype(np.float32)
+    joint = both.embed_prepared(crops[1], windows)
+    np.testing.assert_allclose(joint.face, expected[1], atol=1e-5)
+    np.testing.assert_allclose(joint.voice, model.embed_windows(windows), atol=1e-5)
+    assert both.embed_aligned(crops[:0]).shape == (0, 5)
+
+
 def test_voice_embedding_is_the_mean_over_windows(model):
     speech = np.random.default_rng(2).standard_normal(60000).astype(np.float32)
     windows = cut_windows(speech, VoiceSpec())

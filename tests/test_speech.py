@@ -12,11 +12,13 @@ soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("cv2")
 pytest.importorskip("tqdm")
 
+from edgeid.converters.training.speaking_styles import Styles  # noqa: E402
 from edgeid.converters.training.speech import (  # noqa: E402
     SpeechSampler,
     SpeechSet,
     band_limit,
     mix,
+    play,
     read_speech,
     reverberate,
 )
@@ -67,21 +69,40 @@ def test_draw_gives_network_input_and_depends_on_its_generator_alone():
     assert batch.windows.dtype == np.float32
     assert sampler.classes == 6
     assert set(batch.classes) <= set(range(6))
-    np.testing.assert_array_equal(batch.classes % 2, batch.speakers)
-    np.testing.assert_array_equal(batch.classes < 2, batch.unchanged)
-    for speaker, utterance in zip(batch.speakers, batch.utterances, strict=True):
+    for speaker, utterance in zip(batch.classes % 2, batch.utterances, strict=True):
         assert 0 <= utterance < len(sampler.speech.utterances[speaker])
+
+
+def test_everybody_at_every_speed_comes_in_the_order_of_the_classes():
+    speech = small_set()
+    fast = speech.at_all_speeds()
+    assert len(fast.speakers) == SpeechSampler(speech, (), SPEC).classes
+    for name, utterances in zip(fast.speakers, fast.utterances, strict=True):
+        speaker, speed = name.split(" x ")
+        same = speech.utterances[speech.speakers.index(speaker)]
+        for utterance, original in zip(utterances, same, strict=True):
+            assert len(utterance) == pytest.approx(len(original) / float(speed), abs=1)
+
+
+def test_playing_faster_raises_the_pitch_and_shortens():
+    tone = np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000).astype(np.float32)
+    fast = play(tone, 1.1)
+    assert len(fast) == 14545  # places 0, 1.1 ... 15998.4
+    peak = np.abs(np.fft.rfft(fast)).argmax() * 16000 / len(fast)
+    assert peak == pytest.approx(1100, abs=2)
+    assert play(tone, 1.0) is tone
 
 
 def test_an_unaltered_draw_is_what_the_device_computes(monkeypatch):
     """Training sees the features of the runtime: same code, same numbers."""
     clip = noise(SPEC.window_samples + 1)
-    sampler = SpeechSampler(SpeechSet(("s/ann",), ((clip,),)), (noise(16000),), SPEC)
+    speech = SpeechSet(("s/ann",), ((clip,),))
+    sampler = SpeechSampler(speech, (noise(16000),), SPEC, Styles(share=0))
     monkeypatch.setattr(SpeechSampler, "_augment", lambda _self, wave, _rng: wave)
     monkeypatch.setattr("edgeid.converters.training.speech._colour", lambda *_: None)
     monkeypatch.setattr("edgeid.converters.training.speech._mask", lambda *_: None)
     batch = sampler.draw(20, np.random.default_rng(0))
-    plain = batch.windows[batch.unchanged][0]
+    plain = batch.windows[batch.classes == 0][0]
     np.testing.assert_allclose(plain, cut_windows(clip[:-1], SPEC)[0], atol=1e-5)
 
 

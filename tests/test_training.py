@@ -15,6 +15,8 @@ onnx = pytest.importorskip("onnx")
 import cv2  # noqa: E402
 import soundfile  # noqa: E402
 
+from edgeid.converters.graphs.torch_graph import export_torch  # noqa: E402
+from edgeid.converters.networks.cnn20 import INPUT_SHAPE  # noqa: E402
 from edgeid.converters.training import training  # noqa: E402
 from edgeid.converters.training.checkpoint import (  # noqa: E402
     Checkpoint,
@@ -23,7 +25,10 @@ from edgeid.converters.training.checkpoint import (  # noqa: E402
 )
 from edgeid.converters.training.training import TrainOptions, train_face, train_voice  # noqa: E402
 from edgeid.runtime.errors import DataError  # noqa: E402
+from edgeid.runtime.format import ModelFile, write_model  # noqa: E402
+from edgeid.runtime.graph import merge_graphs  # noqa: E402
 
+KINDS = ("face", "voice")
 FAST = TrainOptions(steps=4, batch=8, rate=0.05, save_every=2)
 
 
@@ -160,6 +165,23 @@ def test_a_finished_network_is_trained_further(data, tmp_path):
     torch.testing.assert_close(a, b)
     with pytest.raises(DataError, match="another training"):
         run("face", data, tmp_path / "c.pt", replace(FAST, start=first), tmp_path)
+
+
+def test_a_network_of_a_model_file_is_trained_further(data, tmp_path):
+    first = {kind: run(kind, data, tmp_path / f"{kind}.pt", FAST, tmp_path) for kind in KINDS}
+    model = tmp_path / "m.edgeid"
+    graphs = {n: export_torch(load_network(p), INPUT_SHAPE, n) for n, p in first.items()}
+    write_model(ModelFile(merge_graphs(**graphs)), model)
+    x = torch.randn(6, 1, 112, 96)
+    for kind, path in first.items():
+        still = replace(FAST, start=model, rate=1e-12, steps=1)
+        second = load_network(run(kind, data, tmp_path / f"{kind}-2.pt", still, tmp_path))
+        unit = torch.nn.functional.normalize
+        a, b = (unit(network(x)).detach() for network in (load_network(path), second))
+        assert (a * b).sum(1).min() > 0.98  # but for statistics of other batches
+    further = replace(FAST, start=model)
+    with pytest.raises(DataError, match="another training"):
+        train_voice(tmp_path / "v.pt", further, width=0.25, dim=8, data=data)
 
 
 def test_another_training_is_not_resumed(data, tmp_path):

@@ -26,6 +26,7 @@ from edgeid.converters.codebook.module import CodebookModule
 from edgeid.converters.codebook.plan import decoded
 from edgeid.converters.graphs.torch_graph import GraphModule
 from edgeid.converters.recipe import Context
+from edgeid.runtime.encoding import FloatArray
 from edgeid.runtime.errors import DataError
 from edgeid.runtime.graph import Graph
 from edgeid.runtime.replacement import replace_file
@@ -46,6 +47,8 @@ class CodebookCalibration:
         layers: weight of the layers' outputs beside the embeddings.
         blend: share of a batch made of blends of two samples: inputs between those that
             there are, which the original can label as well.
+        jitter: pixels (of a log-mel window: bands and frames) by which samples are moved, at
+            most; the few that there are count for more.
         soft: share of the steps during which sub-vectors are blends; 0 keeps the indices, as
             refinement has chosen them. Some 0.6 where nothing was refined.
         soft_rate: peak learning rate of the blends, in units of their logits.
@@ -59,6 +62,7 @@ class CodebookCalibration:
     rate: float = 5e-3
     layers: float = 0.1
     blend: float = 0.25
+    jitter: int = 0
     soft: float = 0.0
     soft_rate: float = 0.1
     save_every: int = 50
@@ -75,6 +79,8 @@ class CodebookCalibration:
         for name in ("blend", "soft"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"calibration: {name} {getattr(self, name)} must lie in 0..1")
+        if not 0 <= self.jitter <= 16:
+            raise DataError(f"calibration: jitter {self.jitter} must lie in 0..16")
         if self.layers < 0:
             raise DataError(f"calibration: layers {self.layers} must not be negative")
 
@@ -257,13 +263,27 @@ class _Training:
     def _draw(self, entry: str, rng: np.random.Generator) -> Tensor:
         samples = self.context.inputs(entry)
         size = min(self.options.batch, len(samples))
-        x = samples[rng.permutation(len(samples))[:size]]
+        x = self._moved(samples[rng.permutation(len(samples))[:size]], rng)
         blended = round(self.options.blend * size)
         if blended:
             share = rng.uniform(0.3, 0.7, (blended, *[1] * (x.ndim - 1))).astype(np.float32)
-            others = samples[rng.integers(len(samples), size=blended)]
+            others = self._moved(samples[rng.integers(len(samples), size=blended)], rng)
             x[:blended] = share * x[:blended] + (1 - share) * others
         return torch.from_numpy(x)
+
+    def _moved(self, x: FloatArray, rng: np.random.Generator) -> FloatArray:
+        """Maps (N, C, H, W), each shifted; what comes in from outside repeats the border."""
+        most = self.options.jitter
+        if not most or x.ndim != 4:
+            return x
+        height, width = x.shape[2:]
+        wide = np.pad(x, ((0, 0), (0, 0), (most, most), (most, most)), mode="edge")
+        corners = rng.integers(2 * most + 1, size=(len(x), 2))
+        parts = [
+            image[:, top : top + height, left : left + width]
+            for image, (top, left) in zip(wide, corners, strict=True)
+        ]
+        return np.stack(parts)
 
 
 def _spread(output: Tensor) -> Tensor:

@@ -84,6 +84,7 @@ def choose_codings(
     fixed: Mapping[int, Coding],
     apart: bool = False,
     shortest: int = 2,
+    largest: int = 256,
 ) -> Sensitivity:
     """K and r of every pair: the least expected error within ``budget`` bytes of file.
 
@@ -96,7 +97,7 @@ def choose_codings(
         budget: bytes of the model file.
         fixed: codings, by number of the pair, that are not to be chosen.
         apart: weights of a pair may have codebooks of their own, see ``Choice``.
-        shortest: r that may be chosen, at least.
+        shortest, largest: r that may be chosen, at least, and K, at most.
 
     Raises:
         DataError: the budget cannot be met; it says what is needed.
@@ -104,7 +105,7 @@ def choose_codings(
     left = check_budget(stored, pairing, budget, fixed)
     found = measure(graph, pairing, importance, context, apart)
     choices = [
-        [c for c in options if _eligible(c, fixed.get(number), shortest)]
+        [c for c in options if _eligible(c, fixed.get(number), shortest, largest)]
         for number, options in enumerate(found.choices)
     ]
     chosen = allocate(choices, left)
@@ -112,10 +113,11 @@ def choose_codings(
     return replace(found, codings=codings, apart=own)
 
 
-def _eligible(choice: Choice, fixed: Coding | None, shortest: int) -> bool:
+def _eligible(choice: Choice, fixed: Coding | None, shortest: int, largest: int) -> bool:
     if fixed is not None:
         return (choice.coding, choice.apart) == (fixed, ())
-    return min(c.r for c in (choice.coding, *choice.apart)) >= shortest
+    both = choice.apart or (choice.coding,)
+    return min(c.r for c in both) >= shortest and max(c.k for c in both) <= largest
 
 
 def measure(

@@ -84,6 +84,8 @@ class SharedCodebooks(Pass):
             finer codebooks than the other.
         shortest: sub-vectors that a budget may choose, at least. From 4 on the native engine
             looks up where it would multiply for 2: smaller errors there, or higher speed.
+        largest: codewords of a sub-space that a budget may choose, at most. From 64 down the
+            native engine looks up, however many outputs there are.
         compare: measure what sharing saves against separate codebooks of equal error; takes
             as long as the choice under a budget.
         rest: how weights that are not coded are stored. Scales, shifts, biases and slopes
@@ -102,6 +104,7 @@ class SharedCodebooks(Pass):
     rounds: int = 4
     apart: bool = False
     shortest: Literal[2, 4, 8] = 2
+    largest: Literal[16, 32, 64, 256] = 256
     compare: bool = False
     rest: Literal["float32", "float16", "int8"] = "float16"
     calibration: CodebookCalibration = field(default_factory=CodebookCalibration)
@@ -197,6 +200,7 @@ class SharedCodebooks(Pass):
             fixed=self._fixed(pairing),
             apart=self.apart,
             shortest=self.shortest,
+            largest=self.largest,
         )
 
     def _fixed(self, pairing: Pairing) -> dict[int, Coding]:

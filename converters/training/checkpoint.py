@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from edgeid.converters.networks.cnn20 import CNN20
+from edgeid.converters.networks.cnn20_graph import cnn20_of_graph
 from edgeid.runtime.errors import DataError
+from edgeid.runtime.format import read_model
 from edgeid.runtime.replacement import replace_file
 
 
@@ -80,9 +82,17 @@ class Checkpoint:
             raise _other_training(self.path, error) from None
         return int(state["step"])
 
-    def start_from(self, path: Path) -> None:
-        """Take the weights and heads of a finished training, to train them further."""
+    def start_from(self, path: Path, entry: str) -> None:
+        """Take the weights and heads of a finished training, to train them further.
+
+        Of a model file (.edgeid) the network of ``entry`` is taken, see ``cnn20_of_graph``; it
+        has no heads.
+        """
         try:
+            if path.suffix == ".edgeid":
+                network = cnn20_of_graph(read_model(path).graph, entry)
+                self.objective.network.load_state_dict(network.state_dict())
+                return
             self.objective.load_state_dict(read_checkpoint(path)["objective"])
         except (KeyError, RuntimeError) as error:
             raise _other_training(path, error) from None

@@ -113,11 +113,23 @@ def _read_crop(
         return None
 
 
-def move(crop: Crops, rng: np.random.Generator, shift: float, turn: float, zoom: float) -> Crops:
-    """Rotate by up to ``turn`` degrees, scale by 1 +- ``zoom``, shift by up to ``shift`` pixels."""
+def move(
+    crop: Crops,
+    rng: np.random.Generator,
+    shift: float,
+    turn: float,
+    zoom: float,
+    stretch: float = 0.0,
+) -> Crops:
+    """Rotate by up to ``turn`` degrees, scale by 1 +- ``zoom``, shift by up to ``shift`` pixels;
+    and make the face narrower or wider by up to ``stretch``, which makes it another one."""
     angle, scale = rng.uniform(-turn, turn), 1 + rng.uniform(-zoom, zoom)
     matrix = cv2.getRotationMatrix2D((55.5, 55.5), angle, scale)
     matrix[:, 2] = matrix[:, 2] + rng.uniform(-shift, shift, 2)
+    if stretch:
+        wider = 1 + rng.uniform(-stretch, stretch)
+        matrix[0] = matrix[0] * wider
+        matrix[0, 2] += 55.5 * (1 - wider)
     warped = cv2.warpAffine(crop, matrix, (112, 112), borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(warped, np.uint8)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from edgeid.converters.training.faces import is_calibration
+from edgeid.converters.training.speaking_styles import Styles, restyle
 from edgeid.runtime.audio import Samples, load_audio, resample
 from edgeid.runtime.errors import DataError
-from edgeid.runtime.logmel import log_mel
+from edgeid.runtime.logmel import decibels, power_spectrum
 from edgeid.runtime.members import Members
 from edgeid.runtime.voice import VoiceSpec, keep_speech, normalise_windows, speech_activity
 
@@ -47,6 +48,17 @@ class SpeechSet:
                 )
             )
         return parts[0], parts[1]
+
+    def at_all_speeds(self) -> SpeechSet:
+        """Everybody at every speed, in the order of a ``SpeechSampler``'s classes."""
+        return SpeechSet(
+            tuple(f"{name} x {speed}" for speed in SPEEDS for name in self.speakers),
+            tuple(
+                tuple(play(u, speed) for u in group)
+                for speed in SPEEDS
+                for group in self.utterances
+            ),
+        )
 
     @cached_property
     def weights(self) -> NDArray[np.float64]:
@@ -97,16 +109,12 @@ class SpeechBatch:
     Attributes:
         windows: network input (N, 1, frames, mels).
         classes: (N,) whole numbers: speakers times speeds.
-        speakers, utterances: (N,) of the ``SpeechSet``, where each window comes from; the
-            utterance that it begins with.
-        unchanged: (N,) whether it is played at the speaker's own speed.
+        utterances: (N,) of the speaker, the one that each window begins with.
     """
 
     windows: NDArray[np.float32]
     classes: NDArray[np.int64]
-    speakers: NDArray[np.int64]
     utterances: NDArray[np.int64]
-    unchanged: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,7 @@ class SpeechSampler:
     speech: SpeechSet
     noise: tuple[Samples, ...]
     spec: VoiceSpec
+    styles: Styles = field(default_factory=Styles)
 
     @property
     def classes(self) -> int:
@@ -133,14 +142,17 @@ class SpeechSampler:
                 for speaker, first, speed in zip(speakers, utterances, speeds, strict=True)
             ]
         )
-        features = log_mel(waves, self.spec)
+        power = power_spectrum(waves, self.spec)
+        for window in power:
+            window[:] = restyle(window, self.spec, rng, self.styles)
+        features = decibels(power, self.spec)
         for window in features:
             _colour(window, rng)
         windows = normalise_windows(features, self.spec)
         for window in windows:
             _mask(window[0], rng)
         classes = speakers + speeds * len(self.speech.speakers)
-        return SpeechBatch(windows, classes, speakers, np.array(utterances), speeds == 0)
+        return SpeechBatch(windows, classes, np.array(utterances))
 
     def _take(self, speaker: int, first: int, speed: float, rng: np.random.Generator) -> Samples:
         """A stretch of speech as long as a window, from utterance ``first``, at ``speed``."""
@@ -153,11 +165,7 @@ class SpeechSampler:
             clip = np.resize(clip, length)
         start = rng.integers(len(clip) - length + 1)
         clip = clip[start : start + length]
-        if speed != 1.0:
-            clip = np.interp(
-                np.arange(self.spec.window_samples) * speed, np.arange(length), clip
-            ).astype(np.float32)
-        return clip[: self.spec.window_samples]
+        return play(clip, speed)[: self.spec.window_samples]
 
     def _augment(self, wave: Samples, rng: np.random.Generator) -> Samples:
         if rng.random() < 0.35:
@@ -174,6 +182,14 @@ class SpeechSampler:
         if rng.random() < 0.05:  # overdriven
             wave = np.clip(wave * rng.uniform(1, 3) / np.abs(wave).max(), -1, 1)
         return wave
+
+
+def play(clip: Samples, speed: float) -> Samples:
+    """Play faster or slower, with the pitch going along."""
+    if speed == 1.0:
+        return clip
+    places = np.arange(int((len(clip) - 1) / speed) + 1) * speed
+    return np.asarray(np.interp(places, np.arange(len(clip)), clip), np.float32)
 
 
 def mix(wave: Samples, noise: Samples, snr: float) -> Samples:

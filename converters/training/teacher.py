@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from edgeid.converters.training.faces import Crops, FaceSet, move, relight
+from edgeid.converters.training.faces import SIDE, Crops, FaceSet, move, relight
 from edgeid.runtime.errors import DataError, MissingExtraError
 
 BATCH = 16  # the fastest on a small cache
+MOVES = {"shift": 4.0, "turn": 8.0, "zoom": 0.08, "stretch": 0.06}  # of a new face, see ``move``
+MIXED = 0.6  # share of new faces that are mixed of two
 
 
 class OnnxTeacher:
@@ -51,18 +53,26 @@ def normalise(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def make_view(crops: Crops, index: int, rng: np.random.Generator) -> Crops:
-    """A new face near ``crops[index]``: moved, relit, and half the time blended with another.
+    """A new face near ``crops[index]``: moved, stretched, relit, and often mixed with another.
 
-    The teacher says what the blend looks like, so the student learns the teacher's function
+    The teacher says what the mixture looks like, so the student learns the teacher's function
     between the few thousand people that there are (Beyer et al. 2022, "A good teacher is
     patient and consistent").
     """
-    view = move(crops[index], rng, shift=4, turn=8, zoom=0.08)
-    if rng.random() < 0.5:
-        other = move(crops[rng.integers(len(crops))], rng, shift=4, turn=8, zoom=0.08)
-        share = rng.uniform(0.3, 0.7)
+    view = move(crops[index], rng, **MOVES)
+    if rng.random() < MIXED:
+        other = move(crops[rng.integers(len(crops))], rng, **MOVES)
+        share = _seam(rng) if rng.random() < 0.5 else rng.uniform(0.3, 0.7)
         view = (share * view + (1 - share) * other).astype(np.uint8)
     return relight(view, rng) if rng.random() < 0.5 else view
+
+
+def _seam(rng: np.random.Generator) -> NDArray[np.float64]:
+    """(112, 112) shares: one face on one side of a soft line near the middle, one on the other."""
+    angle, width = rng.uniform(0, 2 * np.pi), rng.uniform(3, 12)
+    along = np.arange(SIDE) - (SIDE - 1) / 2
+    distance = np.cos(angle) * along[None, :] + np.sin(angle) * along[:, None]
+    return np.asarray(1 / (1 + np.exp(-(distance - rng.uniform(-15, 15)) / width)))
 
 
 @dataclass(frozen=True)
@@ -76,8 +86,8 @@ class View:
 def label_view(faces: FaceSet, teacher: OnnxTeacher, number: int, cache: Path) -> View:
     """View ``number`` of every face, from ``cache`` if it was made before.
 
-    View 0 is the plain crop with the mirror-averaged embedding; the others are new faces
-    made by ``make_view`` with ``number`` as the seed.
+    View 0 is the plain crop with the mirror-averaged embedding; the others are new faces made
+    by ``make_view`` with ``number`` as the seed.
     """
     path = cache / f"view-{number}.npz"
     if path.is_file():

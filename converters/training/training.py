@@ -14,6 +14,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from edgeid.converters.networks.cnn20 import CNN20, settle_statistics
+from edgeid.converters.networks.cnn20_graph import settle_norms
 from edgeid.converters.training.checkpoint import Checkpoint, CNN20Objective, Objective
 from edgeid.converters.training.faces import augment, data_directory, read_faces
 from edgeid.converters.training.margin import MarginSoftmax
@@ -42,7 +43,8 @@ class TrainOptions:
         threads: of torch; 2 collapse when anything else uses the cores.
         save_every: steps between checkpoints.
         start: a finished checkpoint whose network and heads are trained further, at the full
-            margin; None starts from random weights.
+            margin; or a model file, whose network is, with new heads; None starts from random
+            weights.
         progress: whether to show a progress bar.
     """
 
@@ -195,6 +197,7 @@ def train_voice(
     Raises:
         DataError: data or checkpoint is missing or does not fit.
     """
+    torch.set_num_threads(options.threads)
     data, spec = data or data_directory(), spec or VoiceSpec()
     folder = data / "speech"
     archives = [folder / "train_sentences.zip", folder / "train_words.zip"]
@@ -204,16 +207,16 @@ def train_voice(
     lessons: tuple[np.ndarray[Any, np.dtype[np.float32]], ...] = ()
     lesson, shortest = 0, 0.0
     if taught is not None:
-        lessons = teach_speakers(speech, work / "teacher").targets
+        lessons = teach_speakers(speech.at_all_speeds(), work / "teacher").targets
         lesson, shortest = DIM, taught * spec.rate
 
     def draw(rng: np.random.Generator) -> Batch:
         batch = sampler.draw(options.batch, rng)
         targets = np.zeros((len(batch.classes), lesson), np.float32)
-        for row in np.flatnonzero(batch.unchanged) if lessons else ():
-            speaker, utterance = batch.speakers[row], batch.utterances[row]
-            if len(speech.utterances[speaker][utterance]) >= shortest:
-                targets[row] = lessons[speaker][utterance]
+        for row, (name, utterance) in enumerate(zip(batch.classes, batch.utterances, strict=True)):
+            speaker = name % len(speech.speakers)
+            if lessons and len(speech.utterances[speaker][utterance]) >= shortest:
+                targets[row] = lessons[name][utterance]
         return tuple(torch.from_numpy(x) for x in (batch.windows, batch.classes, targets))
 
     torch.manual_seed(options.seed)
@@ -239,7 +242,9 @@ def train(
     checkpoint = Checkpoint(out, objective, optimiser, schedule)
     first = checkpoint.resume()
     if first == 0 and options.start is not None:
-        checkpoint.start_from(options.start)
+        checkpoint.start_from(options.start, title)
+        if _is_model(options.start):
+            settle_norms(objective.network, _inputs(draw, options, 10))
     bar = tqdm(
         range(first, options.steps),
         initial=first,
@@ -247,12 +252,13 @@ def train(
         desc=title,
         disable=not options.progress,
     )
+    trained_heads = options.start is not None and not _is_model(options.start)
     smooth = 0.0
     for step in bar:
         batch = draw(np.random.default_rng((options.seed, step)))
         objective.train()
         with torch.autocast("cpu", torch.bfloat16):
-            loss = objective.loss(batch, 1.0 if options.start else step / options.steps)
+            loss = objective.loss(batch, 1.0 if trained_heads else step / options.steps)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(objective.parameters(), 5.0)
@@ -263,10 +269,21 @@ def train(
         if (step + 1) % options.save_every == 0 and step + 1 < options.steps:
             checkpoint.save(step + 1)
     if first < options.steps:
-        seeds = [(options.seed, options.steps + i) for i in range(20)]
-        settle_statistics(objective.network, [draw(np.random.default_rng(s))[0] for s in seeds])
+        settle_statistics(objective.network, _inputs(draw, options, 20))
         checkpoint.save(options.steps)
     return out
+
+
+def _is_model(path: Path) -> bool:
+    return path.suffix == ".edgeid"
+
+
+def _inputs(
+    draw: Callable[[np.random.Generator], Batch], options: TrainOptions, count: int
+) -> list[Tensor]:
+    """Inputs of the network in batches that no step is trained on."""
+    seeds = [(options.seed, options.steps + i) for i in range(count)]
+    return [draw(np.random.default_rng(seed))[0] for seed in seeds]
 
 
 def _optimiser(
