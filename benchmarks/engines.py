@@ -7,7 +7,7 @@
 Suites: ``cnn20`` (face and speaker CNN-20 of full width, untrained: 22.7 M weights each),
 ``trained`` (the pair of ``--model``), ``mobilefacenet`` (the public network, codebooks put in).
 A joint run is one face and one window of speech, (1, 112, 96) each, one network after the other;
-for ``trained`` one face and 3 s of speech, which are three windows.
+for ``trained`` one face (two inputs where the model mirrors) and 3 s of speech (three windows).
 
 Each contender runs in processes of its own, and the contenders take turns, so that other work on
 the machine slows all of them. A process loads the networks, warms up and runs for ``--seconds``.

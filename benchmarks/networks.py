@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -155,13 +156,18 @@ def _scaled(graph: Graph, samples: Samples) -> Graph:
 
 
 def write_folder(
-    folder: Path, graph: Graph, samples: Samples, *, int8: bool, windows: int = 1
+    folder: Path,
+    graph: Graph,
+    samples: Samples,
+    *,
+    int8: bool,
+    counts: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """The files of one network or pair; ``inputs.npz`` comes last and says that all are there.
 
     model.edgeid, and for each entry ENTRY.onnx, ENTRY.tflite and, with ``int8``,
     ENTRY.int8.onnx and ENTRY.int8.tflite; in inputs.npz one input of each entry, or as many
-    windows of speech as given, and what the reference engine answers to it.
+    as ``counts`` says, and what the reference engine answers to it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_model(ModelFile(graph), folder / "model.edgeid")
@@ -174,16 +180,13 @@ def write_folder(
             quantise_onnx(path, folder / f"{name}.int8.onnx", samples[name])
             data = tflite_int8_bytes(plain, name, samples[name])
             (folder / f"{name}.int8.tflite").write_bytes(data)
-    write_inputs(folder, plain, samples, windows)
+    write_inputs(folder, plain, samples, counts)
 
 
-def write_inputs(folder: Path, plain: Graph, samples: Samples, windows: int) -> None:
+def write_inputs(folder: Path, plain: Graph, samples: Samples, counts: Mapping[str, int]) -> None:
     """Inputs of each entry and their outputs; all that the measuring processes read."""
     engine = ReferenceEngine(plain)
-    arrays = {
-        entry.name: samples[entry.name][: windows if entry.name == "voice" else 1]
-        for entry in plain.entries
-    }
+    arrays = {e.name: samples[e.name][: counts.get(e.name, 1)] for e in plain.entries}
     outputs = {f"{name}_output": engine.run(name, x) for name, x in arrays.items()}
     np.savez(folder / "inputs.npz", **arrays, **outputs)  # type: ignore[arg-type]
 
@@ -229,7 +232,10 @@ def build(work: Path, model: Path, teacher: Path, wanted: Sequence[str]) -> None
             own = mobilefacenet_samples(teacher)
             write_folder(work / name, mobilefacenet(teacher, own), own, int8=False)
         elif name == "trained":
-            write_folder(work / name, _trained(model), samples, int8=False, windows=WINDOWS)
+            spec = Model.load(model).face_spec
+            mirrored = spec is not None and spec.mirror
+            counts = {"face": 2 if mirrored else 1, "voice": WINDOWS}
+            write_folder(work / name, _trained(model), samples, int8=False, counts=counts)
         else:
             width = float(name.removesuffix("-relu").removeprefix("cnn20-"))
             graph = cnn20_pair(width, samples)
