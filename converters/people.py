@@ -22,6 +22,7 @@ from edgeid.runtime.model import FACE, VOICE
 from edgeid.runtime.voice import VoiceSpec, cut_windows
 
 Labels = NDArray[np.int64]
+ORDER = 1  # seed
 UNLABELLED_SHARE = 10  # one sample in so many is held out where nobody is named
 
 
@@ -53,30 +54,32 @@ class People:
     voice: VoiceSpec
 
     def training(self, most: int) -> NetworkInputs:
-        """Inputs of the first group, at most so many of an entry, drawn evenly.
+        """Inputs of the first group, at most so many of an entry, drawn evenly, in any order.
 
-        Where there are fewer faces, the mirror images of some are taken too.
+        Files lie in the order of sets and people. Passes that look at a few samples take the
+        first, which have to be of as many people as may be.
         """
-        return self._inputs(0, most, mirrored=True)
+        found = self._inputs(0, most)
+        rng = np.random.default_rng(ORDER)
+        order = {entry: rng.permutation(len(rows)) for entry, rows in found.samples.items()}
+        return NetworkInputs(
+            {entry: rows[order[entry]] for entry, rows in found.samples.items()},
+            {entry: labels[order[entry]] for entry, labels in found.labels.items()},
+        )
 
     def held_out(self, most: int) -> NetworkInputs:
         """Inputs of the second group."""
         return self._inputs(1, most)
 
-    def _inputs(self, group: int, most: int, mirrored: bool = False) -> NetworkInputs:
+    def _inputs(self, group: int, most: int) -> NetworkInputs:
         samples: dict[str, FloatArray] = {}
         labels: dict[str, Labels] = {}
         if self.faces is not None:
             faces = self.faces[group]
             chosen = _even(len(faces.crops), most)
-            crops, shown = faces.crops[chosen], faces.labels[chosen]
-            if mirrored:
-                more = _even(len(crops), most - len(crops))
-                crops = np.concatenate([crops, crops[more, :, ::-1]])
-                shown = np.concatenate([shown, shown[more]])
-            samples[FACE] = network_input(crops, self.face)
+            samples[FACE] = network_input(faces.crops[chosen], self.face)
             if faces.labelled:
-                labels[FACE] = shown
+                labels[FACE] = faces.labels[chosen]
         if self.speech is not None:
             samples[VOICE], spoken = _windows(self.speech[group], self.voice, most)
             if self.speech[group].labelled:

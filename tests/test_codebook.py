@@ -353,6 +353,20 @@ def test_jittered_samples_are_moved_and_repeat_their_border(graph, context):
     assert len(found) == 25  # every shift by up to 2 either way
 
 
+def test_only_named_entries_are_mirrored(graph, context):
+    original, pairing, codings = prepared(graph)
+    coded = code_graph(original, original, pairing, codings, context, samples=8)
+    training = _Training(original, coded, CodebookCalibration(mirrored=("face",)), context)
+    chosen, rng = np.arange(30), np.random.default_rng(0)
+    voices, faces = (training._varied(entry, chosen, rng) for entry in ("voice", "face"))
+    np.testing.assert_array_equal(voices, context.samples["voice"][:30])
+    originals = context.samples["face"][:30]
+    same = [np.array_equal(a, b) for a, b in zip(faces, originals, strict=True)]
+    turned = [np.array_equal(a, b[..., ::-1]) for a, b in zip(faces, originals, strict=True)]
+    assert all(a != b for a, b in zip(same, turned, strict=True))
+    assert 5 < sum(turned) < 25
+
+
 def test_without_steps_nothing_changes(graph, context):
     original, pairing, codings = prepared(graph)
     coded = code_graph(original, original, pairing, codings, context, samples=8)

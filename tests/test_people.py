@@ -54,13 +54,12 @@ def test_named_people_are_parted_by_person(folders):
     assert held == {f"p{n}" for n in range(PEOPLE) if is_calibration(f"p{n}")}
     assert {*people.speech[1].speakers} == held
     inputs = people.training(10_000)
-    # photos, then their mirror images
-    assert inputs.samples["face"].shape == (4 * len(known), 1, 112, 96)
-    assert len(people.training(2 * len(known) + 3).samples["face"]) == 2 * len(known) + 3
+    assert inputs.samples["face"].shape == (2 * len(known), 1, 112, 96)
     assert inputs.samples["face"].dtype == np.float32
     levels = inputs.samples["face"][:, 0, 0, 0] * 128 + 127.5
     names = [people.faces[0].identities[label] for label in inputs.labels["face"]]
     assert names == [f"p{round(float(level))}" for level in levels]
+    assert len(set(names[:30])) > 15  # the first are of many people: files lie by people
     assert inputs.samples["voice"].shape[1:] == (1, 112, 96)
     assert len(inputs.labels["voice"]) == len(inputs.samples["voice"])
     assert len(people.held_out(3).samples["face"]) == 3
@@ -83,18 +82,8 @@ def test_files_of_one_folder_are_nobody_in_particular(tmp_path):
     held = people.held_out(100)
     assert held.labels == {}
     assert (held.samples["face"][:, 0, 0, 0] * 128 + 127.5).round().tolist() == [0, 10]
-    assert len(people.training(100).samples["face"]) == 36
+    assert len(people.training(100).samples["face"]) == 18
     assert "voice" not in held.samples
-
-
-def test_faces_are_mirrored_where_more_samples_are_wanted_than_there_are(tmp_path):
-    rng = np.random.default_rng(0)
-    for shot in range(20):
-        cv2.imwrite(str(tmp_path / f"{shot:02}.png"), rng.integers(0, 255, (112, 112)))
-    inputs = read_people(tmp_path, [], FACE, VOICE).training(23).samples["face"]
-    assert inputs.shape == (23, 1, 112, 96)
-    np.testing.assert_array_equal(inputs[18], inputs[0, :, :, ::-1])
-    np.testing.assert_array_equal(inputs[22], inputs[17, :, :, ::-1])
 
 
 def test_too_few_people_to_hold_one_out_are_told(tmp_path):

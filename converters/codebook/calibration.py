@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -49,6 +50,7 @@ class CodebookCalibration:
             there are, which the original can label as well.
         jitter: pixels (of a log-mel window: bands and frames) by which samples are moved, at
             most; the few that there are count for more.
+        mirrored: entries whose samples are turned left to right half the time, as faces may be.
         soft: share of the steps during which sub-vectors are blends; 0 keeps the indices, as
             refinement has chosen them. Some 0.6 where nothing was refined.
         soft_rate: peak learning rate of the blends, in units of their logits.
@@ -63,6 +65,7 @@ class CodebookCalibration:
     layers: float = 0.1
     blend: float = 0.25
     jitter: int = 0
+    mirrored: tuple[str, ...] = ()
     soft: float = 0.0
     soft_rate: float = 0.1
     save_every: int = 50
@@ -263,13 +266,23 @@ class _Training:
     def _draw(self, entry: str, rng: np.random.Generator) -> Tensor:
         samples = self.context.inputs(entry)
         size = min(self.options.batch, len(samples))
-        x = self._moved(samples[rng.permutation(len(samples))[:size]], rng)
+        x = self._varied(entry, rng.permutation(len(samples))[:size], rng)
         blended = round(self.options.blend * size)
         if blended:
             share = rng.uniform(0.3, 0.7, (blended, *[1] * (x.ndim - 1))).astype(np.float32)
-            others = self._moved(samples[rng.integers(len(samples), size=blended)], rng)
+            others = self._varied(entry, rng.integers(len(samples), size=blended), rng)
             x[:blended] = share * x[:blended] + (1 - share) * others
         return torch.from_numpy(x)
+
+    def _varied(
+        self, entry: str, chosen: NDArray[np.int64], rng: np.random.Generator
+    ) -> FloatArray:
+        """Samples of an entry, moved and mirrored as the options say."""
+        x = self._moved(self.context.inputs(entry)[chosen], rng)
+        if entry in self.options.mirrored:
+            turned = rng.random(len(x)) < 0.5
+            x[turned] = x[turned][..., ::-1]
+        return x
 
     def _moved(self, x: FloatArray, rng: np.random.Generator) -> FloatArray:
         """Maps (N, C, H, W), each shifted; what comes in from outside repeats the border."""
