@@ -240,6 +240,8 @@ def _scoring(file: ModelFile) -> dict[str, str]:
     for kind in MODALITIES:
         backend = calibration.backend(kind)
         how = "cosine" if backend is None else f"Joint Bayesian, {len(backend.offset)} dimensions"
+        if kind == "face" and file.face is not None and file.face.get("mirror"):
+            how += ", of a face and its mirror image together"
         found[f"{kind} scores"] = how
     fusion = calibration.fusion
     if fusion is not None:

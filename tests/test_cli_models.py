@@ -12,6 +12,7 @@ from edgeid.cli import main
 from edgeid.inspection import inspect_model
 from edgeid.runtime.codebook import make_codebook
 from edgeid.runtime.errors import ModelFormatError
+from edgeid.runtime.face_spec import FaceSpec
 from edgeid.runtime.format import ModelFile, write_model
 from edgeid.runtime.graph import Entry, Gemm, Graph
 
@@ -137,6 +138,16 @@ def test_a_recipe_is_shown_step_by_step_and_steers_no_terminal(
     assert "  1 zipper: balance false, blocks 8\n" in text
     assert "  2 codebook: calibration (steps 5)\n" in text
     assert "  3 ?[31m: entries face voice\n" in text
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_inspect_tells_that_faces_are_mirrored(
+    fake_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], mirror: bool
+) -> None:
+    path = tmp_path / "m.edgeid"
+    write_model(ModelFile(fake_model.file.graph, face=FaceSpec(mirror=mirror).to_dict()), path)
+    assert main(["inspect", str(path)]) == 0
+    assert ("mirror image" in capsys.readouterr().out) == mirror
 
 
 def test_inspect_of_a_damaged_file(model_path: Path) -> None:
