@@ -70,7 +70,8 @@ model: $(VENV)/development
 	$(BIN)/edgeid train detector --out $(WORK)/detector.pt
 	$(BIN)/edgeid convert --face $(WORK)/face.pt --voice $(WORK)/voice.pt \
 	    --landmarks $(WORK)/landmarks.pt --detector $(WORK)/detector.pt \
-	    --recipe converters/default_recipe.json --samples 30000 --weights int8 --mirror --threads 2 --resume \
+	    --recipe converters/default_recipe.json --samples 30000 --weights int8 --mirror --threads 2 \
+	    --model-version 2 --resume \
 	    --card converters/default_card.json --out edgeid/default.edgeid
 	$(BIN)/python benchmarks/figures.py --card edgeid/default.edgeid
 
