@@ -93,6 +93,15 @@ def test_playing_faster_raises_the_pitch_and_shortens():
     assert play(tone, 1.0) is tone
 
 
+@pytest.mark.parametrize("frames", range(100, 110))
+def test_windows_are_full_at_every_speed_and_length(frames):
+    spec = VoiceSpec(frames=frames, hop=237)
+    sampler = SpeechSampler(small_set(), (noise(20000),), spec)
+    batch = sampler.draw(16, np.random.default_rng(frames))
+    assert set(batch.classes // 2) == {0, 1, 2}
+    assert batch.windows.shape == (16, 1, frames, 96)
+
+
 def test_an_unaltered_draw_is_what_the_device_computes(monkeypatch):
     """Training sees the features of the runtime: same code, same numbers."""
     clip = noise(SPEC.window_samples + 1)

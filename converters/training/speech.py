@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -157,7 +158,7 @@ class SpeechSampler:
     def _take(self, speaker: int, first: int, speed: float, rng: np.random.Generator) -> Samples:
         """A stretch of speech as long as a window, from utterance ``first``, at ``speed``."""
         utterances = self.speech.utterances[speaker]
-        length = int(self.spec.window_samples * speed) + 1
+        length = math.ceil(self.spec.window_samples * speed) + 1
         clip = utterances[first]
         while len(clip) < length and rng.random() < 0.5:  # else the same words are repeated
             clip = np.concatenate([clip, utterances[rng.integers(len(utterances))]])
