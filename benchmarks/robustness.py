@@ -1,9 +1,9 @@
 """What poor light and poor cameras cost: accuracy on the LFW pairs, the second photo made worse.
 
-    python -m benchmarks.robustness [--model M]
+    python -m benchmarks.robustness [--model M] [--teacher mobilefacenet.onnx]
 
 needs the development data (EDGEID_DATA). Thresholds come from the other fold, whose second photos
-are as poor. Beside the model stands its teacher, where the file is there.
+are as poor. A teacher stands beside the model where it is given (some ten minutes).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from benchmarks.papers.figures import per_cent, table
 from edgeid.command import data_directory
@@ -103,21 +104,21 @@ def read_crops(pairs: list[Pair], archive: Path) -> dict[str, Crop]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="default")
+    parser.add_argument("--teacher", type=Path)
     options = parser.parse_args()
     data = data_directory()
     pairs = read_pairs(data / "faces" / "lfw_pairs.csv")
     crops = read_crops(pairs, data / "faces" / "lfw_aligned.zip")
     networks: dict[str, Embed] = {options.model: Model.load(options.model).embed_aligned}
-    teacher = data.parent / "models" / "mobilefacenet.onnx"
-    if teacher.is_file():
-        source = OnnxTeacher(teacher)
+    if options.teacher is not None:
+        source = OnnxTeacher(options.teacher)
         networks["teacher"] = lambda faces: np.concatenate(
             [source.embed_mirrored(faces[i : i + 16]) for i in range(0, len(faces), 16)]
         )
     rows = [
         [condition]
         + [per_cent(accuracy(pairs, crops, embed, worse).to_dict()) for embed in networks.values()]
-        for condition, worse in CONDITIONS.items()
+        for condition, worse in tqdm(CONDITIONS.items(), unit="condition")
     ]
     print(table(["second photo", *(f"{name}, %" for name in networks)], rows))
 
