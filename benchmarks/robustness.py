@@ -18,14 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.papers.figures import per_cent, table
+from benchmarks.papers.figures import lfw_crops, owner, per_cent, table
 from edgeid.command import data_directory
 from edgeid.converters.training.teacher import OnnxTeacher
 from edgeid.intervals import Rate, binomial_rate
 from edgeid.metrics import cross_accuracy
 from edgeid.protocol import Pair, read_pairs
 from edgeid.roc import Trials
-from edgeid.runtime.members import Members
 from edgeid.runtime.model import Model
 
 Crop = NDArray[np.uint8]
@@ -79,26 +78,11 @@ def accuracy(pairs: list[Pair], crops: dict[str, Crop], embed: Embed, worse: Any
     """Of verification, the first photo as it is, the second made ``worse``."""
     first = embed(np.stack([crops[pair.a] for pair in pairs]))
     second = embed(np.stack([worse(crops[pair.b]) for pair in pairs]))
-    people = [np.array([Path(name).parent.name for name in side]) for side in _sides(pairs)]
+    claimed, probe = (np.array([owner(getattr(p, side)) for p in pairs]) for side in "ab")
     same = np.array([pair.same for pair in pairs])
-    trials = Trials((first * second).sum(1), same, *people)
+    trials = Trials((first * second).sum(1), same, claimed, probe)
     rates = cross_accuracy(trials, np.array([pair.fold for pair in pairs]))
     return binomial_rate(sum(rate.errors for rate in rates.values()), len(pairs)).complement()
-
-
-def _sides(pairs: list[Pair]) -> tuple[list[str], list[str]]:
-    return [pair.a for pair in pairs], [pair.b for pair in pairs]
-
-
-def read_crops(pairs: list[Pair], archive: Path) -> dict[str, Crop]:
-    with Members(archive) as members:
-        return {
-            name: np.asarray(
-                cv2.imdecode(np.frombuffer(members.read(name), np.uint8), cv2.IMREAD_GRAYSCALE),
-                np.uint8,
-            )
-            for name in {name for side in _sides(pairs) for name in side}
-        }
 
 
 def main() -> None:
@@ -108,7 +92,7 @@ def main() -> None:
     options = parser.parse_args()
     data = data_directory()
     pairs = read_pairs(data / "faces" / "lfw_pairs.csv")
-    crops = read_crops(pairs, data / "faces" / "lfw_aligned.zip")
+    crops = dict(zip(*lfw_crops(), strict=True))
     networks: dict[str, Embed] = {options.model: Model.load(options.model).embed_aligned}
     if options.teacher is not None:
         source = OnnxTeacher(options.teacher)

@@ -11,7 +11,7 @@ from edgeid.converters.graphs.torch_graph import export_torch
 from edgeid.converters.networks.cnn20 import INPUT_SHAPE
 from edgeid.converters.onnx_import.model import import_onnx
 from edgeid.converters.onnx_import.pt2 import import_pt2
-from edgeid.converters.training.checkpoint import load_network
+from edgeid.converters.training.checkpoint import is_model_file, load_network
 from edgeid.converters.training.detector import load_detector
 from edgeid.converters.training.faces import Crops
 from edgeid.converters.training.landmarks import load_landmarks
@@ -96,7 +96,7 @@ def load_networks(
 
 def _of_model(path: Path, entry: str) -> Graph | None:
     """A network of a model file with its weights decoded; None where ``path`` is none."""
-    return decoded_entry(read_model(path).graph, entry) if path.suffix == ".edgeid" else None
+    return decoded_entry(read_model(path).graph, entry) if is_model_file(path) else None
 
 
 def load_graph(path: Path, entry: str) -> Graph:

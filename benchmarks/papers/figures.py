@@ -86,7 +86,7 @@ def evaluate_faces(
         value, 95 % interval (low, high), errors and trials; and the embedding's ``dim``.
     """
     pairs = read_pairs(data_directory() / "faces" / "lfw_pairs.csv")
-    names, crops = _lfw_crops()
+    names, crops = lfw_crops()
     if spec is None or isinstance(spec, FaceSpec):
         x = network_input(crops, spec or _face_spec(graph, entry))
     else:
@@ -96,8 +96,8 @@ def evaluate_faces(
     trials = Trials(
         np.array([similarity(at[p.a][None], at[p.b], backend) for p in pairs], np.float64),
         np.array([p.same for p in pairs]),
-        np.array([_owner(p.a) for p in pairs]),
-        np.array([_owner(p.b) for p in pairs]),
+        np.array([owner(p.a) for p in pairs]),
+        np.array([owner(p.b) for p in pairs]),
     )
     folds = np.array([p.fold for p in pairs])
     errors = sum(rate.errors for rate in cross_accuracy(trials, folds).values())
@@ -213,7 +213,7 @@ def _voice_trials(
         np.array([scores[row_of[r.claimed], column_of[r.file]] for r in rows]),
         np.array([r.target for r in rows]),
         np.array([r.claimed for r in rows]),
-        np.array([speaker_of.get(r.file, _owner(r.file)) for r in rows]),
+        np.array([speaker_of.get(r.file, owner(r.file)) for r in rows]),
     )
 
 
@@ -227,7 +227,7 @@ def _face_spec(graph: Graph, entry: str) -> FaceSpec:
 
 
 @lru_cache(maxsize=1)
-def _lfw_crops() -> tuple[list[str], NDArray[np.uint8]]:
+def lfw_crops() -> tuple[list[str], NDArray[np.uint8]]:
     """Every crop of the development pairs once: names, (N, 112, 112) grey."""
     faces = data_directory() / "faces"
 
@@ -289,6 +289,6 @@ def _unit(rows: Floats) -> Floats:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
-def _owner(name: str) -> str:
+def owner(name: str) -> str:
     path = PurePosixPath(name)
     return path.parent.name or path.stem

@@ -89,13 +89,18 @@ class Checkpoint:
         has no heads.
         """
         try:
-            if path.suffix == ".edgeid":
+            if is_model_file(path):
                 network = cnn20_of_graph(read_model(path).graph, entry)
                 self.objective.network.load_state_dict(network.state_dict())
                 return
             self.objective.load_state_dict(read_checkpoint(path)["objective"])
         except (KeyError, RuntimeError) as error:
             raise _other_training(path, error) from None
+
+
+def is_model_file(path: Path) -> bool:
+    """Whether a network comes from a model file, told by its name; else from a checkpoint."""
+    return path.suffix == ".edgeid"
 
 
 def _other_training(path: Path, error: Exception) -> DataError:

@@ -15,7 +15,12 @@ from tqdm import tqdm
 
 from edgeid.converters.networks.cnn20 import CNN20, settle_statistics
 from edgeid.converters.networks.cnn20_graph import settle_norms
-from edgeid.converters.training.checkpoint import Checkpoint, CNN20Objective, Objective
+from edgeid.converters.training.checkpoint import (
+    Checkpoint,
+    CNN20Objective,
+    Objective,
+    is_model_file,
+)
 from edgeid.converters.training.faces import augment, data_directory, read_faces
 from edgeid.converters.training.margin import MarginSoftmax
 from edgeid.converters.training.muon import Muon
@@ -243,7 +248,7 @@ def train(
     first = checkpoint.resume()
     if first == 0 and options.start is not None:
         checkpoint.start_from(options.start, title)
-        if _is_model(options.start):
+        if is_model_file(options.start):
             settle_norms(objective.network, _inputs(draw, options, 10))
     bar = tqdm(
         range(first, options.steps),
@@ -252,7 +257,7 @@ def train(
         desc=title,
         disable=not options.progress,
     )
-    trained_heads = options.start is not None and not _is_model(options.start)
+    trained_heads = options.start is not None and not is_model_file(options.start)
     smooth = 0.0
     for step in bar:
         batch = draw(np.random.default_rng((options.seed, step)))
@@ -272,10 +277,6 @@ def train(
         settle_statistics(objective.network, _inputs(draw, options, 20))
         checkpoint.save(options.steps)
     return out
-
-
-def _is_model(path: Path) -> bool:
-    return path.suffix == ".edgeid"
 
 
 def _inputs(
