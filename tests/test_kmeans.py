@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from edgeid.converters.codebook.kmeans import assign, centroids, errors_of, kmeans, runner_up  # noqa: E402
+from edgeid.converters.codebook.kmeans import assign, centroids, errors_of, kmeans  # noqa: E402
 from edgeid.runtime.errors import DataError  # noqa: E402
 
 
@@ -93,13 +93,6 @@ def test_equal_arguments_give_equal_results_and_the_seed_counts():
     assert torch.equal(a.codewords, b.codewords)
     assert torch.equal(a.indices, b.indices)
     assert not torch.equal(a.codewords, c.codewords)
-
-
-def test_the_runner_up_by_hand():
-    table = rows([0.0], [1.0], [5.0])
-    taken = assign(rows([0.9], [4.0]), rows([1.0], [1.0]), table)
-    assert taken.tolist() == [[1, 2]]
-    assert runner_up(rows([0.9], [4.0]), rows([1.0], [1.0]), table, taken).tolist() == [[0, 1]]
 
 
 def test_large_inputs_are_scored_in_parts(monkeypatch):

@@ -94,7 +94,7 @@ def codebooks(budget: int, steps: int) -> SharedCodebooks:
         samples=512,
         rounds=5,
         calibration=CodebookCalibration(
-            steps=steps, batch=32, rate=4e-3, soft=0.0, save_every=20, bfloat16=True
+            steps=steps, batch=32, rate=4e-3, save_every=20, bfloat16=True
         ),
     )
 

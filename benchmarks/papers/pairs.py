@@ -113,7 +113,7 @@ def run_pair(name: str, options: argparse.Namespace) -> dict[str, Any]:
         r=r,
         samples=samples_used,
         calibration=CodebookCalibration(
-            steps=steps, batch=32, rate=4e-3, soft=0.0, save_every=20, bfloat16=True
+            steps=steps, batch=32, rate=4e-3, save_every=20, bfloat16=True
         ),
     )
     if options.quick:

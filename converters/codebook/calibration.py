@@ -1,11 +1,9 @@
 """Calibration of a coded graph: codewords are trained until it behaves like the original.
 
 The targets are the original's embeddings and the outputs of its layers on the same inputs,
-so no labels are needed (METHODS.md section 1). Indices are chosen anew on the way, by
-annealing: at first a sub-vector is a blend of the two codewords nearest to the original, its
-share of each trained as well; the blend is sharpened until it is one or the other (after
-Agustsson et al. 2017, "Soft-to-hard vector quantization", and Nagel et al. 2020, "Up or
-down? Adaptive rounding"). The rest of the steps trains the codewords under fixed indices.
+so no labels are needed (METHODS.md section 1). Indices may move on the way: a free sub-vector
+behind each is trained along, and takes the codeword that has come to be the nearest. The last
+steps train the codewords under fixed indices.
 """
 
 from __future__ import annotations
@@ -25,6 +23,7 @@ from torch.nn import functional
 from edgeid.converters.codebook.coding import CodedGraph
 from edgeid.converters.codebook.module import CodebookModule
 from edgeid.converters.codebook.plan import decoded
+from edgeid.converters.codebook.subvectors import cut
 from edgeid.converters.graphs.torch_graph import GraphModule
 from edgeid.converters.recipe import Context
 from edgeid.runtime.encoding import FloatArray
@@ -34,7 +33,8 @@ from edgeid.runtime.replacement import replace_file
 
 CHECKPOINT = "calibration.pt"
 PROBE = 64  # samples on which the loss is measured
-COLDEST = 0.05  # temperature of the blends at the end
+REASSIGN_EVERY = 4  # steps, while indices move
+MOVING = 0.8  # of the steps; the rest lets codewords settle under the indices found
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,8 @@ class CodebookCalibration:
         jitter: pixels (of a log-mel window: bands and frames) by which samples are moved, at
             most; the few that there are count for more.
         mirrored: entries whose samples are turned left to right half the time, as faces may be.
-        soft: share of the steps during which sub-vectors are blends; 0 keeps the indices, as
-            refinement has chosen them. Some 0.6 where nothing was refined.
-        soft_rate: peak learning rate of the blends, in units of their logits.
+        index_rate: peak learning rate of the sub-vectors behind the indices, relative to the
+            size of the weights; 0 keeps the indices as refinement has chosen them.
         save_every: steps between checkpoints.
         bfloat16: compute convolutions in bfloat16, about twice as fast where the machine
             knows it.
@@ -66,8 +65,7 @@ class CodebookCalibration:
     blend: float = 0.25
     jitter: int = 0
     mirrored: tuple[str, ...] = ()
-    soft: float = 0.0
-    soft_rate: float = 0.1
+    index_rate: float = 0.0
     save_every: int = 50
     bfloat16: bool = False
 
@@ -76,21 +74,16 @@ class CodebookCalibration:
         for name, least in (("steps", 0), ("batch", 2), ("save_every", 1)):
             if getattr(self, name) < least:
                 raise DataError(f"calibration: {name} is {getattr(self, name)}, at least {least}")
-        for name in ("rate", "soft_rate"):
-            if not 0 < getattr(self, name) <= 0.5:
-                raise DataError(f"calibration: {name} {getattr(self, name)} must lie in (0, 0.5]")
-        for name in ("blend", "soft"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise DataError(f"calibration: {name} {getattr(self, name)} must lie in 0..1")
+        if not 0 < self.rate <= 0.5:
+            raise DataError(f"calibration: rate {self.rate} must lie in (0, 0.5]")
+        if not 0 <= self.index_rate <= 0.5:
+            raise DataError(f"calibration: index_rate {self.index_rate} must lie in 0..0.5")
+        if not 0 <= self.blend <= 1:
+            raise DataError(f"calibration: blend {self.blend} must lie in 0..1")
         if not 0 <= self.jitter <= 16:
             raise DataError(f"calibration: jitter {self.jitter} must lie in 0..16")
         if self.layers < 0:
             raise DataError(f"calibration: layers {self.layers} must not be negative")
-
-    @property
-    def soft_steps(self) -> int:
-        """Steps during which sub-vectors are blends."""
-        return round(self.soft * self.steps)
 
 
 @dataclass(frozen=True)
@@ -132,14 +125,13 @@ def calibrate(
         training.step(step)
         if (step + 1) % options.save_every == 0 and step + 1 < options.steps:
             training.save(step + 1)
-    training.harden()
     student = training.student
     after = training.probe_loss()
     if not math.isfinite(after):
         raise DataError(f"calibration diverged at rate {options.rate}: lower it")
     (context.work / CHECKPOINT).unlink(missing_ok=True)
     graph = replace(coded, graph=student.to_graph(), pairs=student.pairs())
-    return Calibrated(graph, before, after, training.moved)
+    return Calibrated(graph, before, after, training.moved())
 
 
 class _Training:
@@ -154,19 +146,21 @@ class _Training:
         self.student = CodebookModule(coded.graph, self.entries, coded.pairs)
         self.outputs = coded.outputs()
         self.spreads = {entry: self._spreads(entry) for entry in self.entries}
-        self.moved = 0
         self.student.requires_grad_(False)
         trained = [p.requires_grad_(True) for p in self.student.trainable()]
         groups = [{"params": [p], "peak": options.rate * _size(p)} for p in trained]
-        if options.soft_steps:
-            costs = {name: coded.importance.of(name) for name in self.student.coded}
-            self.student.soften(decoded(original, self.student.coded), costs)
-            groups.append({"params": [*self.student.logits], "peak": options.soft_rate})
+        self.costs = self._cut({n: coded.importance.of(n) for n in self.student.coded})
+        if options.index_rate:
+            originals = decoded(original, self.student.coded)
+            self.student.release(self._cut(originals), self.costs)
+            groups += [
+                {"params": [p], "peak": options.index_rate * _size(p)} for p in self.student.behind
+            ]
+        self.first = [indices.clone() for indices in self.student.indices]
         self.optimiser = torch.optim.Adam(groups, lr=options.rate, betas=(0.9, 0.99))
 
     def step(self, step: int) -> None:
         """One batch of every entry and one step of Adam."""
-        self._anneal(step)
         rate = _schedule(step / self.options.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["peak"]
@@ -179,19 +173,20 @@ class _Training:
         with torch.no_grad():
             for gain in self.student.gains:
                 gain.clamp_(min=1e-3)
+        if self._moving(step) and step % REASSIGN_EVERY == 0:
+            self.student.reassign(self.costs)
 
-    def _anneal(self, step: int) -> None:
-        """Blends while it is time for them, sharper from step to step; then choices."""
-        if step < self.options.soft_steps:
-            self.student.soft = True
-            self.student.temperature = COLDEST ** (step / self.options.soft_steps)
-        else:
-            self.harden()
+    def _cut(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of the coded weights, as sub-vectors."""
+        return {n: cut(v, self.student.table(n).shape[2]) for n, v in values.items()}
 
-    def harden(self) -> None:
-        """Turn blends into choices, if there are any."""
-        if self.student.soft:
-            self.moved = self.student.harden()
+    def _moving(self, step: int) -> bool:
+        return self.options.index_rate > 0 and step < MOVING * self.options.steps
+
+    def moved(self) -> int:
+        """Sub-vectors that have another codeword than at first."""
+        pairs = zip(self.first, self.student.indices, strict=True)
+        return sum(int((before != now).sum()) for before, now in pairs)
 
     def loss(self, entry: str, x: Tensor) -> Tensor:
         """Cosine and structure of the embeddings, and the outputs of the coded layers."""
@@ -235,8 +230,6 @@ class _Training:
             "student": self.student.state_dict(),
             "indices": [i.to(torch.uint8) for i in self.student.indices],  # K <= 256
             "optimiser": self.optimiser.state_dict(),
-            "soft": self.student.soft,
-            "moved": self.moved,
         }
         stream = io.BytesIO()
         torch.save(state, stream)
@@ -261,7 +254,6 @@ class _Training:
         self.student.load_state_dict(state["student"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.student.indices = [i.to(torch.int64) for i in state["indices"]]
-        self.student.soft, self.moved = bool(state["soft"]), int(state["moved"])
 
     def _draw(self, entry: str, rng: np.random.Generator) -> Tensor:
         samples = self.context.inputs(entry)

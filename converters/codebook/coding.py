@@ -31,7 +31,7 @@ from edgeid.runtime.encoding import encode_float32
 from edgeid.runtime.graph import Affine, Conv, Gemm, Graph
 from edgeid.runtime.replacement import replace_file
 
-FURTHER = 2048  # samples of a layer whose filters have more weights than there are patches
+FURTHER = 16384  # samples of a layer whose filters have more weights than there are patches
 
 
 @dataclass(frozen=True)
@@ -207,15 +207,15 @@ class _View:
         where the filters have more weights than there are patches."""
         walk, original = self.walks[entry], self.originals[entry]
         source, target = layer.inputs[0], affines(self.graph)[layer.name].inputs[0]
-        inputs, outputs = walk.input_of(layer), original.activation(target)
-        patches = outputs[:, 0].numel()
-        wanted = min(FURTHER, -(-2 * unknowns * len(inputs) // patches))
+        inputs, outputs = [walk.input_of(layer)], [original.activation(target)]
+        patches = outputs[0][:, 0].numel()
+        wanted = min(FURTHER, -(-2 * unknowns * len(inputs[0]) // patches))
         more = torch.from_numpy(self.context.inputs(entry)[self.samples : wanted])
         with torch.no_grad():
             for x in torch.split(more, BATCH) if len(more) else ():
-                inputs = torch.cat([inputs, walk.activations(x, entry)[source]])
-                outputs = torch.cat([outputs, original.activations(x, entry)[target]])
-        return inputs, outputs
+                inputs.append(walk.activations(x, entry)[source])
+                outputs.append(original.activations(x, entry)[target])
+        return torch.cat(inputs), torch.cat(outputs)
 
 
 def _clustered(

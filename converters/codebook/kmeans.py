@@ -82,15 +82,6 @@ def kmeans(
 
 def assign(vectors: Tensor, weights: Tensor, codewords: Tensor) -> Tensor:
     """(spaces, N) index of the codeword with the least weighted error; the first of equals."""
-    return _least(vectors, weights, codewords, None)
-
-
-def runner_up(vectors: Tensor, weights: Tensor, codewords: Tensor, taken: Tensor) -> Tensor:
-    """(spaces, N) index of the best codeword that is not ``taken`` (spaces, N)."""
-    return _least(vectors, weights, codewords, taken)
-
-
-def _least(vectors: Tensor, weights: Tensor, codewords: Tensor, barred: Tensor | None) -> Tensor:
     spaces, count, _ = vectors.shape
     k = codewords.shape[1]
     left = torch.cat([vectors * weights * -2, weights], dim=2)
@@ -102,10 +93,7 @@ def _least(vectors: Tensor, weights: Tensor, codewords: Tensor, barred: Tensor |
         part = slice(space, space + step)
         for row in range(0, count, rows):
             some = slice(row, row + rows)
-            scores = left[part, some] @ right[part]
-            if barred is not None:
-                scores.scatter_(2, barred[part, some, None], torch.inf)
-            indices[part, some] = scores.argmin(2)
+            indices[part, some] = (left[part, some] @ right[part]).argmin(2)
     return indices
 
 

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeid.converters.codebook.coded_weights import CodedPair
-from edgeid.converters.codebook.kmeans import runner_up
-from edgeid.converters.codebook.subvectors import cut, decode, join
+from edgeid.converters.codebook.kmeans import assign
+from edgeid.converters.codebook.subvectors import join
 from edgeid.converters.graphs.output_scales import affines
 from edgeid.converters.graphs.torch_graph import GraphModule
 from edgeid.runtime.encoding import encode_float32
 from edgeid.runtime.graph import Conv, Gemm, Graph, PRelu
 
-EDGE = 0.02  # a blend begins no nearer than this to one of its two codewords
+DRAWN = 5  # halvings of the way from an original to its codeword, at most
 
 
 class CodebookModule(GraphModule):
@@ -26,15 +26,12 @@ class CodebookModule(GraphModule):
     Attributes:
         codewords: of each pair, trainable.
         gains: of each coded weight, in the order of ``coded``.
-        logits: of each coded weight once it is softened, (spaces, N).
-        temperature: of the blends while soft; towards 0 they become choices.
-        soft: whether sub-vectors are blends of two codewords.
+        behind: the sub-vectors behind the indices of each coded weight, (spaces, N, r), once
+            they are released.
     """
 
     def __init__(self, graph: Graph, entries: Sequence[str], pairs: Sequence[CodedPair]) -> None:
         super().__init__(graph, tuple(entries))
-        self.soft = False
-        self.temperature = 1.0
         self._place = {n: (i, pair.shapes[n]) for i, pair in enumerate(pairs) for n in pair.shapes}
         self.coded = tuple(self._place)
         self._number = {name: number for number, name in enumerate(self.coded)}
@@ -44,21 +41,16 @@ class CodebookModule(GraphModule):
             [nn.Parameter(p.gains[n].clone()) for n, p in zip(self.coded, owners, strict=True)]
         )
         self.indices = [p.indices[n].clone() for n, p in zip(self.coded, owners, strict=True)]
-        self.logits = nn.ParameterList()
-        self._second: list[Tensor] = []
+        self.behind = nn.ParameterList()
 
     def weight(self, name: str) -> Tensor:
         if name not in self._place:
             return super().weight(name)
         number, (_, shape) = self._number[name], self._place[name]
-        table = self.table(name)
-        if not self.soft:
-            return decode(table, self.indices[number], shape)
-        first, second = (
-            _looked_up(table, indices) for indices in (self.indices[number], self._second[number])
-        )
-        share = torch.sigmoid(self.logits[number] / self.temperature)
-        return join(first + share[:, :, None] * (second - first), shape)
+        found = _looked_up(self.table(name), self.indices[number])
+        if self.behind:  # adds nothing, and takes the gradient as if it were the weight
+            found = found + (self.behind[number] - self.behind[number].detach())
+        return join(found, shape)
 
     def table(self, name: str) -> Tensor:
         """(its sub-spaces, K, r): what the weight's indices point to."""
@@ -68,35 +60,33 @@ class CodebookModule(GraphModule):
         return scaled
 
     @torch.no_grad()
-    def soften(self, weights: Mapping[str, Tensor], importance: Mapping[str, Tensor]) -> None:
-        """Prepare blends: each sub-vector between its codeword and the next nearest one, at
-        the point nearest to the original.
+    def release(self, weights: Mapping[str, Tensor], importance: Mapping[str, Tensor]) -> None:
+        """Put a free sub-vector behind each index.
+
+        It is trained with the gradient that the weight has, and ``reassign`` gives it the
+        codeword that has come to be the nearest (the straight-through estimate of van den Oord
+        et al. 2017, "Neural discrete representation learning", section 3.2). It begins as the
+        original, drawn so near to its codeword that this one is the nearest.
 
         Args:
-            weights: the originals of the coded weights.
-            importance: of their errors, as in clustering.
+            weights: the originals of the coded weights, as sub-vectors (spaces, N, r).
+            importance: of their errors, likewise.
         """
         for number, name in enumerate(self.coded):
-            table = self.table(name)
-            vectors, cost = (cut(x[name], table.shape[2]) for x in (weights, importance))
-            second = runner_up(vectors, cost, table, self.indices[number])
-            start = _looked_up(table, self.indices[number])
-            way = _looked_up(table, second) - start
-            length = (way.square() * cost).sum(2).clamp_min(1e-30)
-            share = ((vectors - start) * way * cost).sum(2) / length
-            self._second.append(second)
-            self.logits.append(nn.Parameter(torch.logit(share.clamp(EDGE, 1 - EDGE))))
+            table, free = self.table(name), weights[name].clone()
+            chosen = self.indices[number]
+            codewords = _looked_up(table, chosen)
+            for _ in range(DRAWN):
+                strayed = assign(free, importance[name], table) != chosen
+                free = torch.where(strayed[:, :, None], (free + codewords) / 2, free)
+            self.behind.append(nn.Parameter(free))
 
     @torch.no_grad()
-    def harden(self) -> int:
-        """Each sub-vector takes the nearer of its two codewords; returns how many changed."""
-        changed = 0
-        for number, (second, logits) in enumerate(zip(self._second, self.logits, strict=True)):
-            other = logits > 0
-            changed += int(other.sum())
-            self.indices[number] = torch.where(other, second, self.indices[number])
-        self.soft = False
-        return changed
+    def reassign(self, importance: Mapping[str, Tensor]) -> None:
+        """Each released sub-vector takes the nearest codeword, errors weighed by ``importance``
+        (spaces, N, r)."""
+        for number, (name, free) in enumerate(zip(self.coded, self.behind, strict=True)):
+            self.indices[number] = assign(free, importance[name], self.table(name))
 
     def trainable(self) -> list[Tensor]:
         """Codewords, gains, scales and shifts of output channels, biases, slopes. The

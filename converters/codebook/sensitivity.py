@@ -8,7 +8,7 @@ the network, and the expectations of its other codings are corrected by what was
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,6 @@ from edgeid.converters.codebook.budget import (
     Choice,
     allocate,
     expected_error,
-    lower_hull,
     rest_bytes,
 )
 from edgeid.converters.codebook.coded_weights import CODINGS, Coding, cluster
@@ -83,7 +82,7 @@ def choose_codings(
     budget: int,
     fixed: Mapping[int, Coding],
     apart: bool = False,
-    shortest: int = 2,
+    shortest: Mapping[str, int],
     largest: int = 256,
 ) -> Sensitivity:
     """K and r of every pair: the least expected error within ``budget`` bytes of file.
@@ -97,7 +96,8 @@ def choose_codings(
         budget: bytes of the model file.
         fixed: codings, by number of the pair, that are not to be chosen.
         apart: weights of a pair may have codebooks of their own, see ``Choice``.
-        shortest, largest: r that may be chosen, at least, and K, at most.
+        shortest: r that may be chosen, at least, for each entry.
+        largest: K that may be chosen, at most.
 
     Raises:
         DataError: the budget cannot be met; it says what is needed.
@@ -105,19 +105,25 @@ def choose_codings(
     left = check_budget(stored, pairing, budget, fixed)
     found = measure(graph, pairing, importance, context, apart)
     choices = [
-        [c for c in options if _eligible(c, fixed.get(number), shortest, largest)]
-        for number, options in enumerate(found.choices)
+        [c for c in options if (c.coding, c.apart) == (fixed[number], ())]
+        if number in fixed
+        else [c for c in options if _eligible(c, _least_lengths(pair, shortest), largest)]
+        for number, (pair, options) in enumerate(zip(pairing.pairs, found.choices, strict=True))
     ]
     chosen = allocate(choices, left)
     codings, own = tuple(c.coding for c in chosen), tuple(c.apart for c in chosen)
     return replace(found, codings=codings, apart=own)
 
 
-def _eligible(choice: Choice, fixed: Coding | None, shortest: int, largest: int) -> bool:
-    if fixed is not None:
-        return (choice.coding, choice.apart) == (fixed, ())
-    both = choice.apart or (choice.coding,)
-    return min(c.r for c in both) >= shortest and max(c.k for c in both) <= largest
+def _least_lengths(pair: Pair, shortest: Mapping[str, int]) -> list[int]:
+    """The least r of each weight: what the entries that read it ask for."""
+    return [max(shortest[entry] for entry, _ in readers) for readers in pair.readers]
+
+
+def _eligible(choice: Choice, lengths: Sequence[int], largest: int) -> bool:
+    each = choice.apart or (choice.coding,) * len(lengths)
+    long_enough = all(c.r >= least for c, least in zip(each, lengths, strict=True))
+    return long_enough and max(c.k for c in each) <= largest
 
 
 def measure(
@@ -164,11 +170,11 @@ def _choices(
     if not apart or len(weights) == 1:
         return shared
     alone = [coding_choices({n: w}, {n: costs[n]}, factor, seed) for n, w in weights.items()]
-    both = [
+    both = (
         Choice(a.coding, a.nbytes + b.nbytes, a.error + b.error, (a.coding, b.coding))
         for a, b in product(*alone)
-    ]
-    return (*shared, *lower_hull(both))
+    )
+    return (*shared, *both)
 
 
 def coding_choices(

@@ -82,8 +82,9 @@ class SharedCodebooks(Pass):
             with its K and r, where that makes the smaller error; takes twice as long to
             choose. Sharing binds a pair to one K and r, which costs where one network needs
             finer codebooks than the other.
-        shortest: sub-vectors that a budget may choose, at least. From 4 on the native engine
-            looks up where it would multiply for 2: smaller errors there, or higher speed.
+        shortest: sub-vectors that a budget may choose, at least; of all entries, or of each by
+            name. From 4 on the native engine looks up where it would multiply for 2, and 8 is
+            faster still.
         largest: codewords of a sub-space that a budget may choose, at most. From 64 down the
             native engine looks up, however many outputs there are.
         compare: measure what sharing saves against separate codebooks of equal error; takes
@@ -103,7 +104,7 @@ class SharedCodebooks(Pass):
     samples: int = 256
     rounds: int = 4
     apart: bool = False
-    shortest: Literal[2, 4, 8] = 2
+    shortest: Literal[2, 4, 8] | dict[str, Literal[2, 4, 8]] = 2
     largest: Literal[16, 32, 64, 256] = 256
     compare: bool = False
     rest: Literal["float32", "float16", "int8"] = "float16"
@@ -118,6 +119,9 @@ class SharedCodebooks(Pass):
             raise DataError(f"samples {self.samples} and budget {self.budget} must be positive")
         if self.apart and (self.budget is None or self.compare):
             raise DataError("apart needs a budget, and cannot be compared with codebooks apart")
+        strangers = () if isinstance(self.shortest, int) else self.shortest.keys() - {*self.entries}
+        if strangers:
+            raise DataError(f"shortest: {sorted(strangers)} are none of {[*self.entries]}")
         if self.rounds < 0:
             raise DataError(f"rounds {self.rounds} must not be negative")
         for entry in self.entries:
@@ -199,7 +203,7 @@ class SharedCodebooks(Pass):
             budget=self.budget,
             fixed=self._fixed(pairing),
             apart=self.apart,
-            shortest=self.shortest,
+            shortest=self._shortest(),
             largest=self.largest,
         )
 
@@ -211,6 +215,12 @@ class SharedCodebooks(Pass):
             for number, coding in enumerate(self._given(pairing))
             if named & set(pairing.pairs[number].tensors)
         }
+
+    def _shortest(self) -> dict[str, int]:
+        """For each entry."""
+        if isinstance(self.shortest, int):
+            return dict.fromkeys(self.entries, self.shortest)
+        return {entry: self.shortest.get(entry, 2) for entry in self.entries}
 
     def _given(self, pairing: Pairing) -> tuple[Coding, ...]:
         """K and r of every pair as the user wants them."""

