@@ -20,9 +20,8 @@ from edgeid.converters.codebook.coded_weights import Coding  # noqa: E402
 from edgeid.converters.codebook.coding import code_graph, fit_channels  # noqa: E402
 from edgeid.converters.codebook.module import CodebookModule  # noqa: E402
 from edgeid.converters.codebook.pairing import pair_layers  # noqa: E402
-from edgeid.converters.codebook.plan import decoded, embedding_cosines  # noqa: E402
+from edgeid.converters.codebook.plan import embedding_cosines  # noqa: E402
 from edgeid.converters.codebook.shared_codebooks import LayerCoding, SharedCodebooks  # noqa: E402
-from edgeid.converters.codebook.subvectors import cut  # noqa: E402
 from edgeid.converters.graphs.fully_connected import as_convolutions  # noqa: E402
 from edgeid.converters.graphs.output_scales import with_output_scales  # noqa: E402
 from edgeid.converters.graphs.torch_graph import export_torch, to_torch  # noqa: E402
@@ -277,62 +276,15 @@ def test_gradients_are_those_of_a_dense_network(graph, context):
     torch.testing.assert_close(module.codewords[0].grad, expected, rtol=1e-3, atol=1e-3 * scale)
 
 
-def released(graph, context):
-    """A module with free sub-vectors, the originals that they come from, and their costs."""
-    original, pairing, codings = prepared(graph)
-    coded = code_graph(original, original, pairing, codings, context, samples=8)
-    module = CodebookModule(coded.graph, coded.entries(), coded.pairs)
-    originals, costs = (
-        {name: cut(values[name], module.table(name).shape[2]) for name in module.coded}
-        for values in (
-            decoded(original, module.coded),
-            {name: coded.importance.of(name) for name in module.coded},
-        )
-    )
-    return module, originals, costs
-
-
-def test_released_sub_vectors_change_nothing_and_stay_near_the_originals(graph, context):
-    module, originals, costs = released(graph, context)
-    before = [indices.clone() for indices in module.indices]
-    weights = [module.weight(name).detach() for name in module.coded]
-    module.release(originals, costs)
-    for name, weight, free in zip(module.coded, weights, module.behind, strict=True):
-        torch.testing.assert_close(module.weight(name), weight)
-        step = (free - originals[name]).norm(dim=2)
-        way = (cut(weight, free.shape[2]) - originals[name]).norm(dim=2)
-        assert (step <= way + 1e-6).all()
-    module.reassign(costs)
-    found = zip(before, module.indices, strict=True)
-    # what k-means has chosen is the nearest, but for gains and rounding
-    assert all((was == now).float().mean() > 0.99 for was, now in found)
-
-
-def test_released_sub_vectors_take_the_weights_gradient_and_the_nearest_codeword(graph, context):
-    module, originals, costs = released(graph, context)
-    module.release(originals, costs)
-    name = "face/layer02.weight"
-    number = module.coded.index(name)
-    slope = torch.randn(module.weight(name).shape)
-    (module.weight(name) * slope).sum().backward()
-    free = module.behind[number]
-    torch.testing.assert_close(free.grad, cut(slope, free.shape[2]))
-    with torch.no_grad():  # all wander to the codeword 3 of their space
-        free.copy_(module.table(name)[:, 3:4].expand_as(free))
-    module.reassign(costs)
-    assert (module.indices[number] == 3).all()
-
-
 # calibration
 
 
 def test_calibration_comes_closer_to_the_original(graph, context):
     original, pairing, codings = prepared(graph, k=16, r=8)
     coded = code_graph(original, original, pairing, codings, context, samples=32)
-    options = CodebookCalibration(steps=40, batch=24, rate=3e-2, index_rate=0.05)
+    options = CodebookCalibration(steps=40, batch=24, rate=3e-2)
     made = calibrate(original, coded, options, context)
     assert made.after < 0.7 * made.before
-    assert made.moved > 0
     for entry in ("face", "voice"):
         cosines = [
             embedding_cosines(original, g, context, (entry,))[entry]
@@ -403,7 +355,7 @@ def test_without_steps_nothing_changes(graph, context):
 def test_an_interrupted_calibration_ends_as_an_unbroken_one(graph, context, monkeypatch):
     original, pairing, codings = prepared(graph)
     coded = code_graph(original, original, pairing, codings, context, samples=8)
-    options = CodebookCalibration(steps=12, batch=8, index_rate=0.1, save_every=4)
+    options = CodebookCalibration(steps=12, batch=8, save_every=4)
     whole = calibrate(original, coded, options, replace(context, work=context.work / "whole"))
     step = codebook_calibration._Training.step
 
@@ -424,7 +376,6 @@ def test_an_interrupted_calibration_ends_as_an_unbroken_one(graph, context, monk
     assert seen == [8, 9, 10, 11]
     assert resumed.before == whole.before
     assert resumed.after == whole.after
-    assert resumed.moved == whole.moved > 0
     dumped = [dump_model(ModelFile(made.coded.graph)) for made in (whole, resumed)]
     assert dumped[0] == dumped[1]
     assert not (context.work / codebook_calibration.CHECKPOINT).exists()

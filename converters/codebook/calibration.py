@@ -1,9 +1,8 @@
 """Calibration of a coded graph: codewords are trained until it behaves like the original.
 
 The targets are the original's embeddings and the outputs of its layers on the same inputs,
-so no labels are needed (METHODS.md section 1). Indices may move on the way: a free sub-vector
-behind each is trained along, and takes the codeword that has come to be the nearest. The last
-steps train the codewords under fixed indices.
+so no labels are needed (METHODS.md section 1). Indices stay as refinement has chosen them: trained
+along by the straight-through estimate, they were worse than those kept.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ from torch.nn import functional
 
 from edgeid.converters.codebook.coding import CodedGraph
 from edgeid.converters.codebook.module import CodebookModule
-from edgeid.converters.codebook.plan import decoded
-from edgeid.converters.codebook.subvectors import cut
 from edgeid.converters.graphs.torch_graph import GraphModule
 from edgeid.converters.recipe import Context
 from edgeid.runtime.encoding import FloatArray
@@ -33,8 +30,6 @@ from edgeid.runtime.replacement import replace_file
 
 CHECKPOINT = "calibration.pt"
 PROBE = 64  # samples on which the loss is measured
-REASSIGN_EVERY = 4  # steps, while indices move
-MOVING = 0.8  # of the steps; the rest lets codewords settle under the indices found
 
 
 @dataclass(frozen=True)
@@ -51,8 +46,6 @@ class CodebookCalibration:
         jitter: pixels (of a log-mel window: bands and frames) by which samples are moved, at
             most; the few that there are count for more.
         mirrored: entries whose samples are turned left to right half the time, as faces may be.
-        index_rate: peak learning rate of the sub-vectors behind the indices, relative to the
-            size of the weights; 0 keeps the indices as refinement has chosen them.
         save_every: steps between checkpoints.
         bfloat16: compute convolutions in bfloat16, about twice as fast where the machine
             knows it.
@@ -65,7 +58,6 @@ class CodebookCalibration:
     blend: float = 0.25
     jitter: int = 0
     mirrored: tuple[str, ...] = ()
-    index_rate: float = 0.0
     save_every: int = 50
     bfloat16: bool = False
 
@@ -76,8 +68,6 @@ class CodebookCalibration:
                 raise DataError(f"calibration: {name} is {getattr(self, name)}, at least {least}")
         if not 0 < self.rate <= 0.5:
             raise DataError(f"calibration: rate {self.rate} must lie in (0, 0.5]")
-        if not 0 <= self.index_rate <= 0.5:
-            raise DataError(f"calibration: index_rate {self.index_rate} must lie in 0..0.5")
         if not 0 <= self.blend <= 1:
             raise DataError(f"calibration: blend {self.blend} must lie in 0..1")
         if not 0 <= self.jitter <= 16:
@@ -93,13 +83,11 @@ class Calibrated:
     Attributes:
         coded: with trained codewords.
         before, after: the loss on the first samples.
-        moved: sub-vectors that have another codeword than before.
     """
 
     coded: CodedGraph
     before: float
     after: float
-    moved: int
 
 
 def calibrate(
@@ -131,7 +119,7 @@ def calibrate(
         raise DataError(f"calibration diverged at rate {options.rate}: lower it")
     (context.work / CHECKPOINT).unlink(missing_ok=True)
     graph = replace(coded, graph=student.to_graph(), pairs=student.pairs())
-    return Calibrated(graph, before, after, training.moved())
+    return Calibrated(graph, before, after)
 
 
 class _Training:
@@ -149,14 +137,6 @@ class _Training:
         self.student.requires_grad_(False)
         trained = [p.requires_grad_(True) for p in self.student.trainable()]
         groups = [{"params": [p], "peak": options.rate * _size(p)} for p in trained]
-        self.costs = self._cut({n: coded.importance.of(n) for n in self.student.coded})
-        if options.index_rate:
-            originals = decoded(original, self.student.coded)
-            self.student.release(self._cut(originals), self.costs)
-            groups += [
-                {"params": [p], "peak": options.index_rate * _size(p)} for p in self.student.behind
-            ]
-        self.first = [indices.clone() for indices in self.student.indices]
         self.optimiser = torch.optim.Adam(groups, lr=options.rate, betas=(0.9, 0.99))
 
     def step(self, step: int) -> None:
@@ -173,20 +153,6 @@ class _Training:
         with torch.no_grad():
             for gain in self.student.gains:
                 gain.clamp_(min=1e-3)
-        if self._moving(step) and step % REASSIGN_EVERY == 0:
-            self.student.reassign(self.costs)
-
-    def _cut(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of the coded weights, as sub-vectors."""
-        return {n: cut(v, self.student.table(n).shape[2]) for n, v in values.items()}
-
-    def _moving(self, step: int) -> bool:
-        return self.options.index_rate > 0 and step < MOVING * self.options.steps
-
-    def moved(self) -> int:
-        """Sub-vectors that have another codeword than at first."""
-        pairs = zip(self.first, self.student.indices, strict=True)
-        return sum(int((before != now).sum()) for before, now in pairs)
 
     def loss(self, entry: str, x: Tensor) -> Tensor:
         """Cosine and structure of the embeddings, and the outputs of the coded layers."""
@@ -228,7 +194,6 @@ class _Training:
         state = {
             "step": step,
             "student": self.student.state_dict(),
-            "indices": [i.to(torch.uint8) for i in self.student.indices],  # K <= 256
             "optimiser": self.optimiser.state_dict(),
         }
         stream = io.BytesIO()
@@ -253,7 +218,6 @@ class _Training:
     def _load(self, state: Mapping[str, Any]) -> None:
         self.student.load_state_dict(state["student"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.student.indices = [i.to(torch.int64) for i in state["indices"]]
 
     def _draw(self, entry: str, rng: np.random.Generator) -> Tensor:
         samples = self.context.inputs(entry)

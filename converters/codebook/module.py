@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from edgeid.converters.codebook.coded_weights import CodedPair
-from edgeid.converters.codebook.kmeans import assign
-from edgeid.converters.codebook.subvectors import join
+from edgeid.converters.codebook.subvectors import decode
 from edgeid.converters.graphs.output_scales import affines
 from edgeid.converters.graphs.torch_graph import GraphModule
 from edgeid.runtime.encoding import encode_float32
 from edgeid.runtime.graph import Conv, Gemm, Graph, PRelu
-
-DRAWN = 5  # halvings of the way from an original to its codeword, at most
 
 
 class CodebookModule(GraphModule):
@@ -26,8 +22,6 @@ class CodebookModule(GraphModule):
     Attributes:
         codewords: of each pair, trainable.
         gains: of each coded weight, in the order of ``coded``.
-        behind: the sub-vectors behind the indices of each coded weight, (spaces, N, r), once
-            they are released.
     """
 
     def __init__(self, graph: Graph, entries: Sequence[str], pairs: Sequence[CodedPair]) -> None:
@@ -41,16 +35,12 @@ class CodebookModule(GraphModule):
             [nn.Parameter(p.gains[n].clone()) for n, p in zip(self.coded, owners, strict=True)]
         )
         self.indices = [p.indices[n].clone() for n, p in zip(self.coded, owners, strict=True)]
-        self.behind = nn.ParameterList()
 
     def weight(self, name: str) -> Tensor:
         if name not in self._place:
             return super().weight(name)
         number, (_, shape) = self._number[name], self._place[name]
-        found = _looked_up(self.table(name), self.indices[number])
-        if self.behind:  # adds nothing, and takes the gradient as if it were the weight
-            found = found + (self.behind[number] - self.behind[number].detach())
-        return join(found, shape)
+        return decode(self.table(name), self.indices[number], shape)
 
     def table(self, name: str) -> Tensor:
         """(its sub-spaces, K, r): what the weight's indices point to."""
@@ -58,35 +48,6 @@ class CodebookModule(GraphModule):
         gain = self.gains[self._number[name]]
         scaled: Tensor = _rounded(self.codewords[owner])[: len(gain)] * gain[:, None, None]
         return scaled
-
-    @torch.no_grad()
-    def release(self, weights: Mapping[str, Tensor], importance: Mapping[str, Tensor]) -> None:
-        """Put a free sub-vector behind each index.
-
-        It is trained with the gradient that the weight has, and ``reassign`` gives it the
-        codeword that has come to be the nearest (the straight-through estimate of van den Oord
-        et al. 2017, "Neural discrete representation learning", section 3.2). It begins as the
-        original, drawn so near to its codeword that this one is the nearest.
-
-        Args:
-            weights: the originals of the coded weights, as sub-vectors (spaces, N, r).
-            importance: of their errors, likewise.
-        """
-        for number, name in enumerate(self.coded):
-            table, free = self.table(name), weights[name].clone()
-            chosen = self.indices[number]
-            codewords = _looked_up(table, chosen)
-            for _ in range(DRAWN):
-                strayed = assign(free, importance[name], table) != chosen
-                free = torch.where(strayed[:, :, None], (free + codewords) / 2, free)
-            self.behind.append(nn.Parameter(free))
-
-    @torch.no_grad()
-    def reassign(self, importance: Mapping[str, Tensor]) -> None:
-        """Each released sub-vector takes the nearest codeword, errors weighed by ``importance``
-        (spaces, N, r)."""
-        for number, (name, free) in enumerate(zip(self.coded, self.behind, strict=True)):
-            self.indices[number] = assign(free, importance[name], self.table(name))
 
     def trainable(self) -> list[Tensor]:
         """Codewords, gains, scales and shifts of output channels, biases, slopes. The
@@ -131,13 +92,6 @@ class CodebookModule(GraphModule):
         graph = replace(self.graph, tensors=tensors)
         graph.validate()
         return graph
-
-
-def _looked_up(table: Tensor, indices: Tensor) -> Tensor:
-    """(spaces, N, r) codewords."""
-    _, k, r = table.shape
-    flat = indices + k * torch.arange(len(indices))[:, None]
-    return functional.embedding(flat, table.reshape(-1, r))
 
 
 def _rounded(codewords: Tensor) -> Tensor:

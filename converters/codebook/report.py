@@ -39,8 +39,7 @@ def codebook_report(
         + ", ".join(f"{n} of K={k} r={r}" for (k, r), n in sorted(forms.items())),
         f"indices {indices:,} bytes, codebooks {codebooks:,} bytes; sharing saves {saved:,} bytes "
         f"({saved / (indices + codebooks + saved):.1%}) against codebooks of each layer's own",
-        f"calibration: loss {result.before:.4f} -> {result.after:.4f}, "
-        f"{result.moved:,} sub-vectors took another codeword",
+        f"calibration: loss {result.before:.4f} -> {result.after:.4f}",
     ]
     lines += [
         f"{entry}: cosine to the original {cosines['clustered'][entry]:.4f} after clustering, "
@@ -55,7 +54,6 @@ def codebook_report(
         "shared_pairs": shared,
         "loss_clustered": result.before,
         "loss_calibrated": result.after,
-        "reassigned": result.moved,
     }
     for stage, by_entry in cosines.items():
         figures |= {f"cosine_{stage}/{entry}": value for entry, value in by_entry.items()}

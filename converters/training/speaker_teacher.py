@@ -115,7 +115,7 @@ def teach_speakers(
     for group in speech.utterances:
         for utterance in group:
             digest.update(utterance.tobytes())
-    path = cache / f"speakers-{digest.hexdigest()[:16]}.npz"
+    path = cache / f"campplus-{digest.hexdigest()[:16]}.npz"
     if path.is_file():
         with np.load(path, allow_pickle=False) as stored:
             rows = stored["embeddings"]
