@@ -150,11 +150,19 @@ def test_a_window_without_a_lesson_changes_nothing_of_the_others():
     none, some, all_ = (
         objective.loss((x, label, t), 1.0).item() for t in (0 * target, partly, target)
     )
-    unit = torch.nn.functional.normalize(objective.network(x))
+    unit = torch.nn.functional.normalize(objective.network(x)).detach()
     cosine = torch.cosine_similarity(objective.foretell(unit), target)
-    lessons = training.LESSON_WEIGHT * (1 - cosine) / 4
-    assert some - none == pytest.approx(lessons[:2].sum().item(), rel=1e-4)
-    assert all_ - none == pytest.approx(lessons.sum().item(), rel=1e-4)
+
+    def lesson(count):
+        """Of the first windows: as foretold, and the similarities among them."""
+        pairs = [(i, j) for i in range(count) for j in range(count)]
+        misses = [float(unit[i] @ unit[j] - target[i] @ target[j]) ** 2 for i, j in pairs]
+        foretold = 1 - float(cosine[:count].mean())
+        structure = training.STRUCTURE_WEIGHT * sum(misses) / len(misses)
+        return training.LESSON_WEIGHT * count / 4 * (foretold + structure)
+
+    assert some - none == pytest.approx(lesson(2), rel=1e-4)
+    assert all_ - none == pytest.approx(lesson(4), rel=1e-4)
 
 
 def test_a_finished_network_is_trained_further(data, tmp_path):
