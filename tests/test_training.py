@@ -151,7 +151,7 @@ def test_a_window_without_a_lesson_changes_nothing_of_the_others():
         objective.loss((x, label, t), 1.0).item() for t in (0 * target, partly, target)
     )
     unit = torch.nn.functional.normalize(objective.network(x)).detach()
-    cosine = torch.cosine_similarity(objective.foretell(unit), target)
+    cosine = torch.cosine_similarity(objective.foretell(unit), target).detach()
 
     def lesson(count):
         """Of the first windows: as foretold, and the similarities among them."""
