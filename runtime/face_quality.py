@@ -110,6 +110,10 @@ class FaceLimits:
 
     def failures(self, q: FaceQuality) -> list[QualityError]:
         """One error for each limit that is not kept, the most basic first."""
+        return [*self._picture(q), *self._pose(q)]
+
+    def _picture(self, q: FaceQuality) -> list[QualityError]:
+        """Size, light and sharpness."""
         return [
             *_too_low(
                 q.eye_distance,
@@ -153,6 +157,10 @@ class FaceLimits:
                 FaceBlurredError,
                 "the face is blurred (sharpness {:.3f}, {:.3f} needed): hold still, focus",
             ),
+        ]
+
+    def _pose(self, q: FaceQuality) -> list[QualityError]:
+        return [
             *_too_high(
                 abs(q.yaw),
                 self.max_yaw,

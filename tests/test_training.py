@@ -158,7 +158,7 @@ def test_a_window_without_a_lesson_changes_nothing_of_the_others():
         pairs = [(i, j) for i in range(count) for j in range(count)]
         misses = [float(unit[i] @ unit[j] - target[i] @ target[j]) ** 2 for i, j in pairs]
         foretold = 1 - float(cosine[:count].mean())
-        structure = training.STRUCTURE_WEIGHT * sum(misses) / len(misses)
+        structure = 5 * sum(misses) / len(misses)
         return training.LESSON_WEIGHT * count / 4 * (foretold + structure)
 
     assert some - none == pytest.approx(lesson(2), rel=1e-4)

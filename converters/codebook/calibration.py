@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from edgeid.converters.codebook.coding import CodedGraph
 from edgeid.converters.codebook.module import CodebookModule
+from edgeid.converters.graphs.embedding_loss import embedding_loss
 from edgeid.converters.graphs.torch_graph import GraphModule
 from edgeid.converters.recipe import Context
 from edgeid.runtime.encoding import FloatArray
@@ -164,8 +165,7 @@ class _Training:
         unit, target = (
             functional.normalize(values[output].float().flatten(1)) for values in (found, wanted)
         )
-        loss = 1 - (unit * target).sum(1).mean()
-        loss = loss + 5 * (unit @ unit.T - target @ target.T).square().mean()
+        loss = embedding_loss(unit, target)
         if self.options.layers == 0:
             return loss
         errors = [

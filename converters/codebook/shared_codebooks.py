@@ -83,8 +83,8 @@ class SharedCodebooks(Pass):
             choose. Sharing binds a pair to one K and r, which costs where one network needs
             finer codebooks than the other.
         shortest: sub-vectors that a budget may choose, at least; of all entries, or of each by
-            name. From 4 on the native engine looks up where it would multiply for 2, and 8 is
-            faster still.
+            name (2 where one is not named). From 4 on the native engine looks up where it would
+            multiply for 2, and 8 is faster still.
         largest: codewords of a sub-space that a budget may choose, at most. From 64 down the
             native engine looks up, however many outputs there are.
         compare: measure what sharing saves against separate codebooks of equal error; takes

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgeid.converters.graphs.embedding_loss import embedding_loss
 from edgeid.converters.graphs.normalisation import NormModule
 from edgeid.runtime.encoding import FloatArray
 from edgeid.runtime.engine import make_engine
@@ -69,11 +70,8 @@ class Schedule:
 
 
 def regression_loss(embedding: Tensor, batch: Batch) -> Tensor:
-    """``1 - cos`` to the target embeddings (batch[1], unit length) plus five times the
-    squared error of the batch's similarity matrix."""
-    unit, target = F.normalize(embedding), batch[1]
-    cosine: Tensor = 1 - (unit * target).sum(1).mean()
-    return cosine + 5 * ((unit @ unit.T - target @ target.T) ** 2).mean()
+    """``embedding_loss`` to the target embeddings (batch[1], unit length)."""
+    return embedding_loss(F.normalize(embedding), batch[1])
 
 
 def regression_task(

