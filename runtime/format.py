@@ -2,12 +2,12 @@
 
     0   8   magic  89 45 44 47 45 49 44 0A   (\\x89 E D G E I D \\n)
     8   4   format version, 1
-    12  4   header length in bytes, without padding
-    16  4   flags, 0 (reserved)
+    12  4   header length in bytes as stored, without padding
+    16  4   flags: 1 where the header is deflated (a zlib stream), as this writer does it; else 0
     20  4   signature length, 0 (reserved for an Ed25519 section after the blobs)
     24  8   0 (reserved)
     32  32  SHA-256 over bytes 0..31 and everything from byte 64 to the end
-    64      header: JSON, UTF-8, then zeros up to a multiple of 64
+    64      header: JSON, UTF-8, deflated or not, then zeros up to a multiple of 64
             blobs: each on a multiple of 64, zeros between and after
 
 Numbers are little-endian. The order of the checks is the order of this table.
@@ -20,6 +20,7 @@ import math
 import os
 import stat
 import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,10 +34,11 @@ from edgeid.runtime.errors import GraphError, ModelError, ModelFormatError, Mode
 from edgeid.runtime.graph import MAX_TENSORS, Graph, graph_from_dict, graph_to_dict
 from edgeid.runtime.layer_json import check_int, check_ints, check_keys, check_name
 from edgeid.runtime.replacement import replace_file
-from edgeid.runtime.strict_json import dump_json, parse_json
+from edgeid.runtime.strict_json import dump_json, inflate, parse_json
 
 MAGIC = b"\x89EDGEID\n"
 FORMAT_VERSION = 1
+DEFLATED = 1  # flag
 PREFIX = struct.Struct("<8sIIII8s32s")
 MAX_FILE = 256 << 20
 MAX_HEADER = 4 << 20
@@ -98,7 +100,7 @@ def write_model(file: ModelFile, path: str | os.PathLike[str]) -> int:
 
 
 def dump_model(file: ModelFile) -> bytes:
-    """The bytes of a model file; equal models give equal bytes.
+    """The bytes of a model file; equal models give equal bytes with one version of zlib.
 
     Raises:
         ModelFormatError, GraphError: the model would not be readable again.
@@ -112,8 +114,10 @@ def dump_model(file: ModelFile) -> bytes:
         {name: getattr(file, name) for name in _SECTIONS}
         | {"graph": graph_to_dict(file.graph), "tensors": tensors, "blobs": blobs.table}
     )
+    header = zlib.compress(header, 9)
     body = b"".join([header, bytes(aligned(len(header)) - len(header)), *blobs.chunks])
-    data = seal(PREFIX.pack(MAGIC, FORMAT_VERSION, len(header), 0, 0, bytes(8), bytes(32)) + body)
+    prefix = PREFIX.pack(MAGIC, FORMAT_VERSION, len(header), DEFLATED, 0, bytes(8), bytes(32))
+    data = seal(prefix + body)
     _parse(data)  # nothing is written that could not be read
     return data
 
@@ -154,12 +158,13 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _parse(data: bytes) -> ModelFile:
-    header_length = _check_prefix(data)
+    header_length, deflated = _check_prefix(data)
     blobs_start = aligned(PREFIX.size + header_length)
     if any(data[PREFIX.size + header_length : blobs_start]):
         raise ModelFormatError("the padding after the header is not zero")
+    text = data[PREFIX.size : PREFIX.size + header_length]
     header = check_keys(
-        parse_json(data[PREFIX.size : PREFIX.size + header_length]),
+        parse_json(inflate(text, MAX_HEADER) if deflated else text),
         _SECTIONS | {"graph", "tensors", "blobs"},
         "header",
     )
@@ -171,8 +176,8 @@ def _parse(data: bytes) -> ModelFile:
     return ModelFile(graph=graph, **sections)
 
 
-def _check_prefix(data: bytes) -> int:
-    """Length of the header, once magic, version, sizes and checksum are right."""
+def _check_prefix(data: bytes) -> tuple[int, bool]:
+    """Length of the header and whether it is deflated, once the prefix and checksum are right."""
     if data[: len(MAGIC)] != MAGIC:
         raise ModelFormatError(f"not an .edgeid file: it begins with {data[:8]!r}")
     if len(data) < PREFIX.size:
@@ -193,13 +198,13 @@ def _check_prefix(data: bytes) -> int:
         )
     if digest != _digest(data):
         raise ModelFormatError("the checksum does not match: damaged or cut short; copy it again")
-    if flags or signature:
+    if flags not in (0, DEFLATED) or signature:
         raise ModelVersionError(
             f"flags {flags:#x} and signature length {signature} need a newer EdgeID: update edgeid"
         )
     if any(reserved):
         raise ModelFormatError("the reserved bytes 24..31 are not zero")
-    return int(header_length)
+    return int(header_length), flags == DEFLATED
 
 
 def _read_tensors(table: object, blobs: list[NDArray[Any]]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from typing import Any
 
 from edgeid.runtime.errors import ModelFormatError
@@ -44,6 +45,24 @@ def dump_json(value: Any) -> bytes:
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
     return text.encode("utf-8")
+
+
+def inflate(data: bytes, limit: int) -> bytes:
+    """The text in a zlib stream; memory grows with what it holds, up to ``limit`` bytes.
+
+    Raises:
+        ModelFormatError: it is damaged, holds more than that, or does not fill ``data``.
+    """
+    stream = zlib.decompressobj()
+    try:
+        text = stream.decompress(data, limit + 1)
+    except zlib.error as error:
+        raise ModelFormatError(f"the header is not a zlib stream: {error}") from None
+    if len(text) > limit:
+        raise ModelFormatError(f"the header unpacks to more than {limit} bytes")
+    if not stream.eof or stream.unused_data:
+        raise ModelFormatError("the header's zlib stream does not end where the header does")
+    return text
 
 
 def check_json(value: Any, where: str, depth: int = 0) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,12 +117,13 @@ def unit(degrees: NDArray[Any]) -> NDArray[np.float32]:
 
 def _rewrite(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
     """A model file with its header changed in place, and lengths and checksum right again."""
-    length = struct.unpack_from("<I", data, 12)[0]
-    header = json.loads(data[64 : 64 + length])
+    length, flags = struct.unpack_from("<2I", data, 12)
+    text = data[64 : 64 + length]
+    header = json.loads(zlib.decompress(text) if flags else text)
     blobs = data[-(-(64 + length) // 64) * 64 :]
     change(header)
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    prefix = data[:12] + struct.pack("<I", len(text)) + data[16:32]
+    prefix = data[:12] + struct.pack("<2I", len(text), 0) + data[20:32]
     body = text + bytes(-len(text) % 64) + blobs
     return prefix + hashlib.sha256(prefix + body).digest() + body
 

@@ -8,6 +8,7 @@ import os
 import random
 import struct
 import tracemalloc
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -42,9 +43,10 @@ def tiny(**changes) -> ModelFile:
 
 
 def unpack(data: bytes) -> tuple[dict, bytes]:
-    length = struct.unpack_from("<I", data, 12)[0]
+    length, flags = struct.unpack_from("<2I", data, 12)
+    assert flags == 1
     start = -(-(64 + length) // 64) * 64
-    return json.loads(data[64 : 64 + length]), data[start:]
+    return json.loads(zlib.decompress(data[64 : 64 + length])), data[start:]
 
 
 def pack(
@@ -80,13 +82,15 @@ def test_the_bytes_are_those_of_the_specification():
         48
     )
     assert data[32:64] == hashlib.sha256(data[:32] + data[64:]).digest()
-    assert data[64:].startswith(b'{"blobs":[')
+    assert zlib.decompressobj().decompress(data[64:]).startswith(b'{"blobs":[')
     assert len(data) % 64 == 0
 
 
 def test_a_file_written_from_the_specification_is_read():
     header, blobs = unpack(dump_model(tiny()))
     assert dump_model(read_model(pack(header, blobs))) == dump_model(tiny())
+    deflated = zlib.compress(json.dumps(header).encode(), 1)
+    assert dump_model(read_model(pack(deflated, blobs, flags=1))) == dump_model(tiny())
 
 
 def test_round_trip_through_a_file(tmp_path):
@@ -182,8 +186,9 @@ def test_prefix(data, error, says):
 
 def test_reserved_fields_must_be_zero():
     header, blobs = unpack(dump_model(tiny()))
-    with pytest.raises(ModelVersionError, match="flags 0x1"):
-        read_model(pack(header, blobs, flags=1))
+    for flags in (2, 3):
+        with pytest.raises(ModelVersionError, match=f"flags {flags:#x}"):
+            read_model(pack(header, blobs, flags=flags))
     with pytest.raises(ModelVersionError, match="signature length 96"):
         read_model(pack(header, blobs, signature=96))
     data = bytearray(dump_model(tiny()))
@@ -235,6 +240,34 @@ def test_padding_of_the_header_must_be_zero():
     text = b"{}" + b" " * 6
     with pytest.raises(ModelFormatError, match="padding after the header"):
         read_model(pack(text, b"", tail=b"x" * 56))
+
+
+@pytest.mark.parametrize(
+    ("stored", "says"),
+    [
+        (b"{}", "not a zlib stream"),
+        (zlib.compress(b"{}")[:-1], "does not end where the header does"),
+        (zlib.compress(b"{}") + b"x", "does not end where the header does"),
+        (zlib.compress(b"{}")[:-1] + b"x", "not a zlib stream"),  # its Adler-32 is wrong
+        (zlib.compress(b" " * ((4 << 20) + 1)), "more than 4194304 bytes"),
+        (zlib.compress(b" " * (4 << 20)), "not JSON"),
+        (zlib.compress(b"{}"), "missing"),
+    ],
+)
+def test_deflated_headers(stored, says):
+    with pytest.raises(ModelError, match=says):
+        read_model(pack(stored, b"", flags=1))
+
+
+def test_a_deflated_header_takes_no_more_memory_than_the_limit():
+    bomb = pack(zlib.compress(bytes(1 << 30), 9), b"", flags=1)  # 1 MB that unpacks to 1 GiB
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelFormatError, match="more than 4194304 bytes"):
+            read_model(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_key_too_many():
@@ -407,7 +440,7 @@ def test_sections_that_json_cannot_keep_are_not_written():
 
 
 def test_a_header_beyond_the_limit_is_not_written():
-    with pytest.raises(ModelFormatError, match="header length"):
+    with pytest.raises(ModelFormatError, match="unpacks to more than 4194304"):
         dump_model(tiny(card={"text": "x" * (4 << 20)}))
 
 

@@ -111,13 +111,26 @@ def test_lessons_by_hand():
     np.testing.assert_allclose(lessons[1][0], np.array([-2, 2]) / np.sqrt(8), rtol=1e-6)
 
 
+def test_of_short_utterances_there_is_no_lesson(teacher, tmp_path):
+    ann, bob, cem = (noise(RATE), noise(RATE // 2)), (noise(2 * RATE),), (noise(RATE // 2),)
+    speech = SpeechSet(("ann", "bob", "cem"), (ann, bob, cem))
+    targets = teach_speakers(speech, tmp_path, 1.0, teacher).targets
+    lengths = [np.linalg.norm(target, axis=1) for target in targets]
+    np.testing.assert_allclose(np.concatenate(lengths), [1, 0, 1, 0], rtol=1e-6)
+    # two speakers were asked about: without what they have in common they point apart
+    np.testing.assert_allclose(targets[0][0], -targets[1][0], rtol=1e-4, atol=1e-6)
+    taught = teach_speakers(speech, tmp_path, 0.0, teacher).targets
+    assert all(target.any(axis=1).all() for target in taught)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_lessons_are_kept_for_the_same_speech_only(teacher, tmp_path):
     speech = speech_set()
-    lessons = teach_speakers(speech, tmp_path, teacher)
+    lessons = teach_speakers(speech, tmp_path, teacher=teacher)
     assert [target.shape for target in lessons.targets] == [(2, DIM), (2, DIM)]
-    again = teach_speakers(speech, tmp_path, None)  # no teacher: from the cache
+    again = teach_speakers(speech, tmp_path)  # no teacher: from the cache
     np.testing.assert_array_equal(lessons.targets[0], again.targets[0])
-    teach_speakers(speech_set(), tmp_path, teacher)  # other noise
+    teach_speakers(speech_set(), tmp_path, teacher=teacher)  # other noise
     assert len(list(tmp_path.iterdir())) == 2
 
 

@@ -67,8 +67,8 @@ def test_draw_gives_network_input_and_depends_on_its_generator_alone():
     np.testing.assert_array_equal(batch.utterances, again.utterances)
     assert batch.windows.shape == (12, 1, 112, 96)
     assert batch.windows.dtype == np.float32
-    assert sampler.classes == 6
-    assert set(batch.classes) <= set(range(6))
+    assert sampler.classes == 10
+    assert set(batch.classes) <= set(range(10))
     for speaker, utterance in zip(batch.classes % 2, batch.utterances, strict=True):
         assert 0 <= utterance < len(sampler.speech.utterances[speaker])
 
@@ -97,9 +97,9 @@ def test_playing_faster_raises_the_pitch_and_shortens():
 def test_windows_are_full_at_every_speed_and_length(frames):
     spec = VoiceSpec(frames=frames, hop=237)
     sampler = SpeechSampler(small_set(), (noise(20000),), spec)
-    batch = sampler.draw(16, np.random.default_rng(frames))
-    assert set(batch.classes // 2) == {0, 1, 2}
-    assert batch.windows.shape == (16, 1, frames, 96)
+    batch = sampler.draw(40, np.random.default_rng(frames))
+    assert set(batch.classes // 2) == {0, 1, 2, 3, 4}
+    assert batch.windows.shape == (40, 1, frames, 96)
 
 
 def test_an_unaltered_draw_is_what_the_device_computes(monkeypatch):
@@ -128,6 +128,13 @@ def test_split_parts_speakers():
 def test_frequent_speakers_are_drawn_more_often_but_not_in_proportion():
     weights = SpeechSet(("a", "b"), ((noise(100),), (noise(400),))).weights
     np.testing.assert_allclose(weights, [1 / 3, 2 / 3])
+
+
+def test_a_set_of_few_speakers_has_its_part():
+    # set s: 100 + 400 + 400 samples, root 30, shared 1 : 2 : 2; set t: 900, root 30, one speaker
+    speech = tuple((noise(n),) for n in (100, 400, 400, 900))
+    weights = SpeechSet(("s/ann", "s/bob", "s/cem", "t/dan"), speech).weights
+    np.testing.assert_allclose(weights, [0.1, 0.2, 0.2, 0.5])
 
 
 def test_missing_and_silent_archives_are_told(tmp_path):

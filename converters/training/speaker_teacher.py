@@ -96,18 +96,19 @@ class SpeakerLessons:
     """What the teacher says of the utterances of a ``SpeechSet``, by speaker: (n_i, 192) each.
 
     A lesson is the mean of utterance and speaker, without what all voices have in common, and of
-    unit length: words are too short for the teacher to tell much of one alone.
+    unit length: words are too short for the teacher to tell much of one alone. Of utterances
+    that it was not asked about, zeros.
     """
 
     targets: tuple[Floats, ...]
 
 
 def teach_speakers(
-    speech: SpeechSet, cache: Path, teacher: SpeakerTeacher | None = None
+    speech: SpeechSet, cache: Path, shortest: float = 0.0, teacher: SpeakerTeacher | None = None
 ) -> SpeakerLessons:
-    """The lessons of all utterances, from ``cache`` if they were made before."""
+    """The lessons of utterances of ``shortest`` seconds or more, from ``cache`` if there."""
     counts = [len(group) for group in speech.utterances]
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(shortest).encode())
     for group in speech.utterances:
         for utterance in group:
             digest.update(utterance.tobytes())
@@ -116,7 +117,7 @@ def teach_speakers(
         with np.load(path, allow_pickle=False) as stored:
             rows = stored["embeddings"]
     else:
-        rows = embed_utterances(speech, teacher or SpeakerTeacher())
+        rows = embed_utterances(speech, teacher or SpeakerTeacher(), shortest)
         cache.mkdir(parents=True, exist_ok=True)
         memory = io.BytesIO()
         np.savez(memory, embeddings=rows)
@@ -125,16 +126,25 @@ def teach_speakers(
 
 
 def _lessons(groups: list[Floats]) -> tuple[Floats, ...]:
-    centre = np.mean([group.mean(axis=0) for group in groups], axis=0)
-    return tuple(_unit(group + group.mean(axis=0) - 2 * centre) for group in groups)
+    asked = [group.any(axis=1) for group in groups]
+    means = [g[a].mean(axis=0) if a.any() else None for g, a in zip(groups, asked, strict=True)]
+    centre = np.mean([mean for mean in means if mean is not None], axis=0)
+    lessons = [np.zeros_like(group) for group in groups]
+    for lesson, group, known, mean in zip(lessons, groups, asked, means, strict=True):
+        lesson[known] = _unit(group[known] + mean - 2 * centre)
+    return tuple(lessons)
 
 
 def _unit(rows: Floats) -> Floats:
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(length > 0, length, 1), np.float32)
 
 
-def embed_utterances(speech: SpeechSet, teacher: SpeakerTeacher) -> Floats:
-    """Unit embeddings (utterances, 192): of each the mean over windows that half overlap."""
+def embed_utterances(speech: SpeechSet, teacher: SpeakerTeacher, shortest: float = 0.0) -> Floats:
+    """Unit embeddings (utterances, 192): of each the mean over windows that half overlap.
+
+    Of utterances with less than ``shortest`` seconds, zeros.
+    """
     windows: list[Samples] = []
     owners: list[int] = []
     count = 0
@@ -148,7 +158,7 @@ def embed_utterances(speech: SpeechSet, teacher: SpeakerTeacher) -> Floats:
 
     for group in tqdm(speech.utterances, desc="teacher, voices", unit="speaker"):
         for utterance in group:
-            for window in _windows(utterance):
+            for window in _windows(utterance) if len(utterance) >= shortest * RATE else ():
                 windows.append(window)
                 owners.append(count)
             count += 1

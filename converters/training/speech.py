@@ -22,7 +22,9 @@ from edgeid.runtime.logmel import decibels, power_spectrum
 from edgeid.runtime.members import Members
 from edgeid.runtime.voice import VoiceSpec, keep_speech, normalise_windows, speech_activity
 
-SPEEDS = (1.0, 0.9, 1.1)  # the two others make new speakers of every speaker
+# The others make new speakers of every speaker: pitch and vocal tract move together.
+SPEEDS = (1.0, 0.9, 1.1, 0.8, 1.2)
+SPEED_SHARES = (0.4, 0.15, 0.15, 0.15, 0.15)
 SHORTEST = 0.2  # seconds of speech an utterance must have to be trained on
 
 
@@ -63,10 +65,16 @@ class SpeechSet:
 
     @cached_property
     def weights(self) -> NDArray[np.float64]:
-        """How often to draw each speaker: by the square root of the speech there is."""
-        seconds = np.array([sum(len(u) for u in group) for group in self.utterances])
-        root = np.sqrt(seconds)
-        return np.asarray(root / root.sum(), np.float64)
+        """How often to draw each speaker: by the square root of the speech there is.
+
+        So it is among the sets (``set/speaker``), and among the speakers of each: a set of few
+        people who say much, or say it in anger and in joy, has its part.
+        """
+        seconds = np.array([sum(map(len, group)) for group in self.utterances], np.float64)
+        _, sets = np.unique([n.rpartition("/")[0] for n in self.speakers], return_inverse=True)
+        roots = np.sqrt(seconds)
+        weights = roots * (np.sqrt(np.bincount(sets, seconds)) / np.bincount(sets, roots))[sets]
+        return np.asarray(weights / weights.sum(), np.float64)
 
 
 def read_speech(sources: Sequence[Path], spec: VoiceSpec) -> SpeechSet:
@@ -135,7 +143,7 @@ class SpeechSampler:
     def draw(self, count: int, rng: np.random.Generator) -> SpeechBatch:
         """``count`` augmented windows."""
         speakers = rng.choice(len(self.speech.speakers), count, p=self.speech.weights)
-        speeds = rng.choice(len(SPEEDS), count, p=(0.5, 0.25, 0.25))
+        speeds = rng.choice(len(SPEEDS), count, p=SPEED_SHARES)
         utterances = [int(rng.integers(len(self.speech.utterances[s]))) for s in speakers]
         waves = np.stack(
             [

@@ -214,17 +214,16 @@ def train_voice(
     sampler = SpeechSampler(speech, read_noise(folder / "noise.zip", spec), spec)
 
     lessons: tuple[np.ndarray[Any, np.dtype[np.float32]], ...] = ()
-    lesson, shortest = 0, 0.0
+    lesson = 0
     if taught is not None:
-        lessons = teach_speakers(speech.at_all_speeds(), work / "teacher").targets
-        lesson, shortest = DIM, taught * spec.rate
+        lessons = teach_speakers(speech.at_all_speeds(), work / "teacher", taught).targets
+        lesson = DIM
 
     def draw(rng: np.random.Generator) -> Batch:
         batch = sampler.draw(options.batch, rng)
         targets = np.zeros((len(batch.classes), lesson), np.float32)
         for row, (name, utterance) in enumerate(zip(batch.classes, batch.utterances, strict=True)):
-            speaker = name % len(speech.speakers)
-            if lessons and len(speech.utterances[speaker][utterance]) >= shortest:
+            if lessons:
                 targets[row] = lessons[name][utterance]
         return tuple(torch.from_numpy(x) for x in (batch.windows, batch.classes, targets))
 
