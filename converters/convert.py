@@ -16,6 +16,7 @@ from edgeid.converters.network_files import Networks, face_spec
 from edgeid.converters.people import People
 from edgeid.converters.quantisation.activations import ActivationScales
 from edgeid.converters.quantisation.encode import Encode, Weights
+from edgeid.converters.quantisation.palette import Palette
 from edgeid.converters.recipe import Context, recipe_to_json, stored_bytes
 from edgeid.converters.report.steps import Judge
 from edgeid.converters.training.detector_scenes import make_scene
@@ -63,6 +64,8 @@ class ConvertOptions:
         seed, threads: see ``Context``.
         card: who trained it on what, and the terms.
         version: counts up with each release of a model.
+        landmark_bits: store kernels of the landmark network as indices of so many bits into
+            a palette, 1..12; None: as ``weights``.
         face: preprocessing of faces; None chooses it by the network's input channels.
         voice: preprocessing of voices.
     """
@@ -77,8 +80,24 @@ class ConvertOptions:
     threads: int = 1
     card: dict[str, Any] | None = None
     version: int = 1
+    landmark_bits: int | None = None
     face: FaceSpec | None = None
     voice: VoiceSpec = field(default_factory=VoiceSpec)
+
+    def __post_init__(self) -> None:
+        if self.landmark_bits is not None:
+            Palette(self.landmark_bits)  # better to know before the work of hours than after it
+
+    def encoded_landmarks(self, network: Graph) -> Graph:
+        """The landmark network as it is stored."""
+        context = Context({}, Path(), self.seed)
+        if self.landmark_bits is not None:
+            network = Palette(self.landmark_bits).call(network, context).graph
+        return Encode(self.weights).call(network, context).graph
+
+    def encoded_detector(self, network: Graph) -> Graph:
+        """The detector as it is stored: a palette costs it faces."""
+        return Encode(self.weights).call(network, Context({}, Path(), self.seed)).graph
 
 
 @dataclass(frozen=True)
@@ -153,17 +172,17 @@ def convert(
     folder = work or work_folder(out)
     pair, limits = networks.pair(), options.limits
     if limits.budget is not None:
-        limits = replace(limits, budget=graph_budget(limits.budget, networks, options.weights))
+        limits = replace(limits, budget=graph_budget(limits.budget, networks, options))
     compressed = compress(pair, options.ladder, _context(people, options, folder), limits, judge)
     graph = compressed.graph
     samples = people.faces[0] if graph.scales and people is not None and people.faces else None
     if networks.landmarks is not None:
-        landmarks = merge_graphs(landmarks=_encoded(networks.landmarks, options.weights))
+        landmarks = merge_graphs(landmarks=options.encoded_landmarks(networks.landmarks))
         if samples is not None:
             landmarks = _scaled(landmarks, LANDMARKS, _landmark_samples(samples, options), options)
         graph = _joined(graph, landmarks)
     if networks.detector is not None:
-        detector = merge_graphs(detector=_encoded(networks.detector, options.weights))
+        detector = merge_graphs(detector=options.encoded_detector(networks.detector))
         if samples is not None:
             detector = _scaled(detector, DETECTOR, _detector_samples(samples, options), options)
         graph = _joined(graph, detector)
@@ -185,14 +204,16 @@ def work_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.work")
 
 
-def graph_budget(budget: int, networks: Networks, weights: Weights = "float16") -> int:
+def graph_budget(budget: int, networks: Networks, options: ConvertOptions) -> int:
     """Bytes of a file's budget that are left for the graph of face and voice.
 
     Raises DataError where nothing is left.
     """
     taken = RESERVE
-    for network in (networks.landmarks, networks.detector):
-        taken += 0 if network is None else stored_bytes(_encoded(network, weights))
+    if networks.landmarks is not None:
+        taken += stored_bytes(options.encoded_landmarks(networks.landmarks))
+    if networks.detector is not None:
+        taken += stored_bytes(options.encoded_detector(networks.detector))
     if budget <= taken:
         raise DataError(
             f"a budget of {budget:,} bytes: landmarks, detector, golden vectors and calibration "
@@ -206,10 +227,6 @@ def _context(people: People | None, options: ConvertOptions, work: Path) -> Cont
         return Context({}, work, options.seed, options.threads)
     inputs = people.training(options.samples)
     return Context(inputs.samples, work, options.seed, options.threads, labels=inputs.labels)
-
-
-def _encoded(graph: Graph, weights: Weights) -> Graph:
-    return Encode(weights).call(graph, Context({}, Path())).graph
 
 
 def _scaled(graph: Graph, entry: str, inputs: FloatArray, options: ConvertOptions) -> Graph:

@@ -88,6 +88,12 @@ def _add_compression(group: Any) -> None:
         choices=("float16", "int8"),
         help="how weights that no pass has encoded are stored",
     )
+    group.add_argument(
+        "--landmark-bits",
+        type=int,
+        metavar="N",
+        help="store the landmark network by a palette of 2^N values for each kernel, 1..12",
+    )
 
 
 def convert(options: argparse.Namespace) -> Outcome:
@@ -117,14 +123,7 @@ def _chosen(options: argparse.Namespace, networks: Networks) -> ConvertOptions:
     from edgeid.converters.network_files import face_spec
 
     budget = parse_size(options.budget) if options.budget is not None else None
-    left = graph_budget(budget, networks, options.weights) if budget is not None else None
-    if options.recipe.endswith(".json"):
-        ladder = Ladder((read_recipe(Path(options.recipe)),))
-    else:
-        given = options.faces is not None or options.voices or not options.no_calibration
-        ladder = named_ladder(options.recipe, options.weights, left, scales=bool(given) or None)
-    return ConvertOptions(
-        ladder=ladder,
+    chosen = ConvertOptions(
         limits=Limits(budget, options.max_drop),
         weights=options.weights,
         scoring=options.scoring,
@@ -134,8 +133,15 @@ def _chosen(options: argparse.Namespace, networks: Networks) -> ConvertOptions:
         threads=options.threads,
         card=_read_card(options.card) if options.card is not None else None,
         version=options.model_version,
+        landmark_bits=options.landmark_bits,
         face=replace(face_spec(networks.face), mirror=options.mirror),
     )
+    if options.recipe.endswith(".json"):
+        return replace(chosen, ladder=Ladder((read_recipe(Path(options.recipe)),)))
+    left = graph_budget(budget, networks, chosen) if budget is not None else None
+    given = options.faces is not None or options.voices or not options.no_calibration
+    ladder = named_ladder(options.recipe, options.weights, left, scales=bool(given) or None)
+    return replace(chosen, ladder=ladder)
 
 
 def parse_size(text: str) -> int:

@@ -66,7 +66,7 @@ def test_a_plain_conversion_without_calibration_reads_no_data(
     monkeypatch.setenv("EDGEID_DATA", str(tmp_path / "none"))
     card = tmp_path / "card.json"
     card.write_text('{"terms": "research"}')
-    options = ("--weights", "int8", "--no-calibration", "--card", str(card))
+    options = ("--weights", "int8", "--landmark-bits", "5", "--no-calibration", "--card", str(card))
     assert main(line(tmp_path, *options)) == 0
     assert capsys.readouterr().out == "wrote 5 bytes\n"
     convert.load.assert_called_once_with(Path("f.onnx"), Path("v.pt"), None, None)
@@ -75,6 +75,7 @@ def test_a_plain_conversion_without_calibration_reads_no_data(
     assert networks.face is SMALL
     assert (chosen.weights, chosen.calibrated, chosen.version) == ("int8", False, 1)
     assert chosen.card == {"terms": "research"}
+    assert chosen.landmark_bits == 5
     assert [[step.name for step in recipe] for recipe in chosen.ladder.recipes] == [["encode"]]
 
 

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
 from edgeid.converters.convert import ConvertOptions, convert, graph_budget, work_folder  # noqa: E402
+from edgeid.converters.graphs.torch_graph import to_torch  # noqa: E402
 from edgeid.converters.named_recipes import named_ladder  # noqa: E402
 from edgeid.converters.network_files import face_spec, load_networks  # noqa: E402
 from edgeid.converters.networks.cnn20 import CNN20, settle_statistics  # noqa: E402
@@ -22,6 +23,7 @@ from edgeid.converters.training.faces import FaceSet  # noqa: E402
 from edgeid.converters.training.landmarks import LandmarkNetwork  # noqa: E402
 from edgeid.converters.training.training import face_input  # noqa: E402
 from edgeid.runtime.errors import CalibrationError, DataError, GraphError, ModelError  # noqa: E402
+from edgeid.runtime.indexed import Indexed  # noqa: E402
 from edgeid.runtime.model import Model  # noqa: E402
 from edgeid.runtime.network_detector import NetworkDetector  # noqa: E402
 from edgeid.runtime.voice import VoiceSpec, cut_windows  # noqa: E402
@@ -141,6 +143,27 @@ def test_landmarks_are_the_third_branch(trained, tmp_path):
     assert entries == {"face": (1, 112, 96), "voice": (1, 112, 96), "landmarks": (1, 96, 96)}
 
 
+def test_landmarks_by_palette(trained, tmp_path):
+    folder, _ = trained
+    torch.manual_seed(0)
+    torch.save(LandmarkNetwork().state_dict(), tmp_path / "l.pt")
+    found = load_networks(folder / "face.pt", folder / "voice.pt", tmp_path / "l.pt")
+    options = plain("int8", landmark_bits=4)
+    assert graph_budget(1_000_000, found, options) > graph_budget(1_000_000, found, plain("int8"))
+    convert(found, tmp_path / "m.edgeid", options)
+    model = Model.load(tmp_path / "m.edgeid")  # its golden vectors too
+    tensors = model.file.graph.tensors
+    kernels = [t.decode() for t in tensors.values() if isinstance(t, Indexed)]
+    assert len(kernels) == 7
+    assert all(kernel.ndim == 4 and len(np.unique(kernel)) <= 16 for kernel in kernels)
+    x = np.random.default_rng(0).standard_normal((2, 1, 96, 96)).astype(np.float32)
+    coarse = to_torch(model.file.graph, "landmarks")(torch.from_numpy(x)).detach()
+    fine = to_torch(found.landmarks, "landmarks")(torch.from_numpy(x)).detach()
+    assert 0 < float((coarse - fine).norm() / fine.norm()) < 0.3
+    with pytest.raises(DataError, match=r"1\.\.12"):
+        plain(landmark_bits=13)
+
+
 def test_networks_of_a_model_file_are_converted_again(trained, tmp_path):
     folder, _ = trained
     torch.manual_seed(0)
@@ -180,7 +203,7 @@ def test_the_detector_is_one_more_branch(trained, tmp_path, scaled, monkeypatch)
     assert isinstance(model.detector(), NetworkDetector)
     assert len(model.file.golden) == 6
     with pytest.raises(DataError, match="detector"):
-        graph_budget(60_000, found, "int8")
+        graph_budget(60_000, found, plain("int8"))
 
 
 def test_report_is_json(networks, tmp_path):
@@ -227,6 +250,6 @@ def test_calibration_needs_people(networks, tmp_path):
 
 
 def test_a_budget_is_of_the_whole_file(networks):
-    assert graph_budget(1_000_000, networks) == 1_000_000 - 24 * 1024
+    assert graph_budget(1_000_000, networks, plain()) == 1_000_000 - 24 * 1024
     with pytest.raises(DataError, match="alone take 24,576"):
-        graph_budget(24_576, networks)
+        graph_budget(24_576, networks, plain())
