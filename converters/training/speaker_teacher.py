@@ -126,12 +126,12 @@ def teach_speakers(
 
 
 def _lessons(groups: list[Floats]) -> tuple[Floats, ...]:
-    asked = [group.any(axis=1) for group in groups]
-    means = [g[a].mean(axis=0) if a.any() else None for g, a in zip(groups, asked, strict=True)]
-    centre = np.mean([mean for mean in means if mean is not None], axis=0)
+    known = [group[group.any(axis=1)] for group in groups]
+    centre = np.mean([some.mean(axis=0) for some in known if len(some)], axis=0)
     lessons = [np.zeros_like(group) for group in groups]
-    for lesson, group, known, mean in zip(lessons, groups, asked, means, strict=True):
-        lesson[known] = _unit(group[known] + mean - 2 * centre)
+    for lesson, group, some in zip(lessons, groups, known, strict=True):
+        if len(some):
+            lesson[group.any(axis=1)] = _unit(some + some.mean(axis=0) - 2 * centre)
     return tuple(lessons)
 
 
