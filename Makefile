@@ -64,18 +64,22 @@ model: $(VENV)/development
 	$(BIN)/edgeid train face --start $(WORK)/face1.pt --views 8 --rate 0.015 --steps 3500 --seed 2 \
 	    --out $(WORK)/face2.pt
 	$(BIN)/edgeid train face --start $(WORK)/face2.pt --views 6 --rate 0.012 --steps 2500 --seed 3 \
+	    --out $(WORK)/face3.pt
+	$(BIN)/edgeid train face --start $(WORK)/face3.pt --views 5 --rate 0.012 --steps 2800 --seed 4 \
 	    --out $(WORK)/face.pt
-	$(BIN)/edgeid train voice --taught 0 --out $(WORK)/voice1.pt
-	$(BIN)/edgeid train voice --start $(WORK)/voice1.pt --taught 0 --rate 0.015 --steps 2400 --seed 2 \
+	$(BIN)/edgeid train voice --taught 1 --out $(WORK)/voice1.pt
+	$(BIN)/edgeid train voice --start $(WORK)/voice1.pt --taught 1 --rate 0.015 --steps 2400 --seed 2 \
 	    --out $(WORK)/voice2.pt
-	$(BIN)/edgeid train voice --start $(WORK)/voice2.pt --taught 0 --rate 0.015 --steps 2000 --seed 3 \
+	$(BIN)/edgeid train voice --start $(WORK)/voice2.pt --taught 1 --rate 0.015 --steps 2000 --seed 3 \
+	    --out $(WORK)/voice3.pt
+	$(BIN)/edgeid train voice --start $(WORK)/voice3.pt --taught 1 --rate 0.015 --steps 2200 --seed 4 \
 	    --out $(WORK)/voice.pt
 	$(BIN)/edgeid train landmarks --out $(WORK)/landmarks.pt
 	$(BIN)/edgeid train detector --out $(WORK)/detector.pt
 	$(BIN)/edgeid convert --face $(WORK)/face.pt --voice $(WORK)/voice.pt \
 	    --landmarks $(WORK)/landmarks.pt --detector $(WORK)/detector.pt \
-	    --recipe converters/default_recipe.json --samples 30000 --weights int8 --mirror --threads 2 \
-	    --model-version 3 --resume \
+	    --recipe converters/default_recipe.json --samples 30000 --weights int8 \
+	    --landmark-bits 4 --mirror --threads 2 --model-version 4 --resume \
 	    --card converters/default_card.json --out edgeid/default.edgeid
 	$(BIN)/python benchmarks/figures.py --card edgeid/default.edgeid
 
