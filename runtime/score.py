@@ -36,18 +36,12 @@ Kind = Literal["face", "voice", "fused"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MODALITIES: tuple[Kind, ...] = ("face", "voice")
 
-BEST_TEMPLATE_SHARE = 0.5
-"""Share of the best single template in a similarity; the rest is the centroid's."""
-
-
 def similarity(templates: ArrayLike, probe: ArrayLike, backend: Backend | None = None) -> float:
     """Similarity of a probe (d,) to the templates (n, d) of one person.
 
-    The mean of two cosines: to the centroid of the L2-normalised templates, which averages
-    noise out, and to the best single template, which lets one person have several looks
-    (with and without glasses). With one template both are the plain cosine. It lies in
-    [-1, 1]. A back end's score takes the place of either cosine; that is at least -1, too,
-    and seldom above 1.
+    The cosine to the centroid of the L2-normalised templates, which averages noise out; it
+    lies in [-1, 1]. A back end's score takes the place of the cosine; that is at least -1,
+    too, and seldom above 1.
 
     Raises InputError for other shapes and for values that are not finite.
     """
@@ -74,15 +68,9 @@ def similarity_matrix(
                 f"templates {templates.shape} do not fit probes {columns.shape}: "
                 "expected (n, d) with n >= 1 against (q, d)"
             )
-    unit = [_normalised(templates) for templates in rows]
-    stacked = np.concatenate(unit)
-    centroids = _normalised(np.stack([templates.mean(axis=0) for templates in unit]))
-    columns = _normalised(columns)
-    starts = np.cumsum([0, *(len(templates) for templates in unit[:-1])])
+    centroids = np.stack([_normalised(templates).mean(axis=0) for templates in rows])
     compare = _cosines if backend is None else backend.scores
-    best = np.maximum.reduceat(compare(stacked, columns), starts, axis=0)
-    centre = compare(centroids, columns)
-    return np.asarray(BEST_TEMPLATE_SHARE * best + (1 - BEST_TEMPLATE_SHARE) * centre)
+    return np.asarray(compare(_normalised(centroids), _normalised(columns)))
 
 
 def _cosines(rows: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -34,8 +34,8 @@ CALIBRATION = Calibration(CURVE, None, CURVE, FUSION)
 def test_similarity_by_hand() -> None:
     # Templates at right angles: the centroid lies between, at 45 degrees to either.
     templates = [[1.0, 0.0], [0.0, 2.0]]
-    assert similarity(templates, [3.0, 0.0]) == pytest.approx((1.0 + math.sqrt(0.5)) / 2)
-    assert similarity(templates, [1.0, 1.0]) == pytest.approx((math.sqrt(0.5) + 1.0) / 2)
+    assert similarity(templates, [3.0, 0.0]) == pytest.approx(math.sqrt(0.5))
+    assert similarity(templates, [1.0, 1.0]) == pytest.approx(1.0)
     assert similarity([[0.0, 1.0]], [0.0, -1.0]) == -1.0
 
 
@@ -48,8 +48,8 @@ def test_one_template_is_the_cosine() -> None:
 
 def test_a_zero_embedding_is_similar_to_nothing() -> None:
     assert similarity([[1.0, 0.0]], [0.0, 0.0]) == 0.0
-    # Opposite templates have no centroid; only the best template counts.
-    assert similarity([[1.0, 0.0], [-1.0, 0.0]], [1.0, 0.0]) == 0.5
+    # Opposite templates have no centroid.
+    assert similarity([[1.0, 0.0], [-1.0, 0.0]], [1.0, 0.0]) == 0.0
 
 
 def test_matrix_equals_single_similarities() -> None:
@@ -62,7 +62,7 @@ def test_matrix_equals_single_similarities() -> None:
         unit = templates / np.linalg.norm(templates, axis=1, keepdims=True)
         centre = unit.mean(axis=0)
         for j, probe in enumerate(probes / np.linalg.norm(probes, axis=1, keepdims=True)):
-            expected = ((unit @ probe).max() + centre @ probe / np.linalg.norm(centre)) / 2
+            expected = centre @ probe / np.linalg.norm(centre)
             assert matrix[i, j] == pytest.approx(expected, abs=1e-6)
             assert matrix[i, j] == pytest.approx(similarity(templates, probe), abs=1e-6)
 
