@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.fft import next_fast_len
 from tqdm import tqdm
 
 from edgeid.converters.training.faces import is_calibration
@@ -221,18 +222,19 @@ def reverberate(wave: Samples, rate: int, rng: np.random.Generator) -> Samples:
     tail[:delay] = 0
     tail *= rng.uniform(0.2, 1.0) / (np.sqrt((tail**2).sum()) + 1e-9)
     tail[0] = 1.0
-    size = len(wave) + len(tail)
+    size = next_fast_len(len(wave) + len(tail), real=True)
     spectrum = np.fft.rfft(wave, size) * np.fft.rfft(tail.astype(np.float32), size)
     return np.fft.irfft(spectrum, size)[: len(wave)].astype(np.float32)
 
 
 def band_limit(wave: Samples, rate: int, rng: np.random.Generator) -> Samples:
     """A telephone or a cheap microphone: cut below 50-300 Hz and above 3.2-6 kHz."""
-    spectrum = np.fft.rfft(wave)
+    size = next_fast_len(len(wave), real=True)
+    spectrum = np.fft.rfft(wave, size)
     hertz = np.linspace(0, rate / 2, len(spectrum))
     low, high = rng.uniform(50, 300), rng.uniform(3200, 6000)
     response = 1 / (1 + (low / np.maximum(hertz, 1)) ** 4) / (1 + (hertz / high) ** 12)
-    return np.fft.irfft(spectrum * response, len(wave)).astype(np.float32)
+    return np.fft.irfft(spectrum * response, size)[: len(wave)].astype(np.float32)
 
 
 def _colour(decibels: NDArray[np.float32], rng: np.random.Generator) -> None:

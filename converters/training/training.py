@@ -32,6 +32,7 @@ from edgeid.converters.training.muon import Muon
 from edgeid.converters.training.speaker_teacher import DIM, teach_speakers
 from edgeid.converters.training.speech import SpeechSampler, read_noise, read_speech
 from edgeid.converters.training.teacher import OnnxTeacher, label_view
+from edgeid.runtime.blas import blas_threads
 from edgeid.runtime.voice import VoiceSpec
 
 FACE_MEAN, FACE_SCALE = 127.5, 1 / 128
@@ -263,7 +264,8 @@ def train(
     trained_heads = options.start is not None and not is_model_file(options.start)
     smooth = 0.0
     for step in bar:
-        batch = draw(np.random.default_rng((options.seed, step)))
+        with blas_threads(options.threads):
+            batch = draw(np.random.default_rng((options.seed, step)))
         objective.train()
         with torch.autocast("cpu", torch.bfloat16):
             loss = objective.loss(batch, 1.0 if trained_heads else step / options.steps)
