@@ -65,14 +65,14 @@ model: $(VENV)/development
 	    --out $(WORK)/face2.pt
 	$(BIN)/edgeid train face --start $(WORK)/face2.pt --views 6 --rate 0.012 --steps 2500 --seed 3 \
 	    --out $(WORK)/face3.pt
-	$(BIN)/edgeid train face --start $(WORK)/face3.pt --views 5 --rate 0.012 --steps 2150 --seed 4 \
+	$(BIN)/edgeid train face --start $(WORK)/face3.pt --views 5 --rate 0.012 --steps 2500 --seed 4 \
 	    --out $(WORK)/face.pt
 	$(BIN)/edgeid train voice --taught 1 --out $(WORK)/voice1.pt
 	$(BIN)/edgeid train voice --start $(WORK)/voice1.pt --taught 1 --rate 0.015 --steps 2400 --seed 2 \
 	    --out $(WORK)/voice2.pt
 	$(BIN)/edgeid train voice --start $(WORK)/voice2.pt --taught 1 --rate 0.015 --steps 2000 --seed 3 \
 	    --out $(WORK)/voice3.pt
-	$(BIN)/edgeid train voice --start $(WORK)/voice3.pt --taught 1 --rate 0.015 --steps 1250 --seed 4 \
+	$(BIN)/edgeid train voice --start $(WORK)/voice3.pt --taught 1 --rate 0.015 --steps 1500 --seed 4 \
 	    --out $(WORK)/voice.pt
 	$(BIN)/edgeid train landmarks --out $(WORK)/landmarks.pt
 	$(BIN)/edgeid train detector --out $(WORK)/detector.pt
