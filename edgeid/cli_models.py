@@ -47,6 +47,8 @@ def _add_training(
         parser.add_argument("--rate", type=float, help="peak learning rate")
     if name in ("face", "voice"):
         parser.add_argument("--start", type=Path, help="a finished checkpoint to train further")
+        keep = "share of its weights in those of the result, 0..1 (default 0)"
+        parser.add_argument("--keep", type=float, metavar="SHARE", help=keep)
     if name == "face":
         parser.add_argument("--teacher", type=Path, help="an .onnx face network to learn from")
         views = "views of every face that the teacher labels (default 5)"

@@ -36,6 +36,7 @@ Kind = Literal["face", "voice", "fused"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MODALITIES: tuple[Kind, ...] = ("face", "voice")
 
+
 def similarity(templates: ArrayLike, probe: ArrayLike, backend: Backend | None = None) -> float:
     """Similarity of a probe (d,) to the templates (n, d) of one person.
 

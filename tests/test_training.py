@@ -175,6 +175,26 @@ def test_a_finished_network_is_trained_further(data, tmp_path):
         run("face", data, tmp_path / "c.pt", replace(FAST, start=first), tmp_path)
 
 
+def test_a_share_of_the_start_is_kept(data, tmp_path):
+    first = run("voice", data, tmp_path / "a.pt", FAST, tmp_path)
+    further = replace(FAST, start=first, seed=5)
+    x = torch.randn(6, 1, 112, 96)
+    unit = torch.nn.functional.normalize
+    start = unit(load_network(first)(x)).detach()
+
+    def nearness(keep):
+        out = tmp_path / f"{keep}.pt"
+        second = load_network(run("voice", data, out, replace(further, keep=keep), tmp_path))
+        return float((unit(second(x)).detach() * start).sum(1).mean())
+
+    gone, half, kept = (nearness(keep) for keep in (0.0, 0.5, 1.0))
+    assert gone < half < kept
+    assert kept > 0.999  # the start itself
+    for options in (replace(FAST, keep=0.5), replace(further, keep=1.5)):
+        with pytest.raises(DataError, match="keep"):
+            run("voice", data, tmp_path / "c.pt", options, tmp_path)
+
+
 def test_a_network_of_a_model_file_is_trained_further(data, tmp_path):
     first = {kind: run(kind, data, tmp_path / f"{kind}.pt", FAST, tmp_path) for kind in KINDS}
     model = tmp_path / "m.edgeid"

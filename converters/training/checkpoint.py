@@ -90,7 +90,7 @@ class Checkpoint:
         """
         try:
             if is_model_file(path):
-                network = cnn20_of_graph(read_model(path).graph, entry)
+                network = start_network(path, entry)
                 self.objective.network.load_state_dict(network.state_dict())
                 return
             self.objective.load_state_dict(read_checkpoint(path)["objective"])
@@ -101,6 +101,13 @@ class Checkpoint:
 def is_model_file(path: Path) -> bool:
     """Whether a network comes from a model file, told by its name; else from a checkpoint."""
     return path.suffix == ".edgeid"
+
+
+def start_network(path: Path, entry: str) -> CNN20:
+    """The network of a checkpoint, or of an entry of a model file."""
+    if is_model_file(path):
+        return cnn20_of_graph(read_model(path).graph, entry)
+    return load_network(path)
 
 
 def _other_training(path: Path, error: Exception) -> DataError:

@@ -20,11 +20,13 @@ from edgeid.converters.graphs.embedding_loss import (
 )
 from edgeid.converters.networks.cnn20 import CNN20, settle_statistics
 from edgeid.converters.networks.cnn20_graph import settle_norms
+from edgeid.converters.networks.weight_average import average_networks
 from edgeid.converters.training.checkpoint import (
     Checkpoint,
     CNN20Objective,
     Objective,
     is_model_file,
+    start_network,
 )
 from edgeid.converters.training.faces import augment, data_directory, read_faces
 from edgeid.converters.training.margin import MarginSoftmax
@@ -33,6 +35,7 @@ from edgeid.converters.training.speaker_teacher import DIM, teach_speakers
 from edgeid.converters.training.speech import SpeechSampler, read_noise, read_speech
 from edgeid.converters.training.teacher import OnnxTeacher, label_view
 from edgeid.runtime.blas import blas_threads
+from edgeid.runtime.errors import DataError
 from edgeid.runtime.voice import VoiceSpec
 
 FACE_MEAN, FACE_SCALE = 127.5, 1 / 128
@@ -56,6 +59,8 @@ class TrainOptions:
         start: a finished checkpoint whose network and heads are trained further, at the full
             margin; or a model file, whose network is, with new heads; None starts from random
             weights.
+        keep: share of the network at ``start`` in the weights of the result, 0..1: less of what
+            it could do is forgotten, see ``average_networks``.
         progress: whether to show a progress bar.
     """
 
@@ -67,6 +72,7 @@ class TrainOptions:
     threads: int = 1
     save_every: int = 100
     start: Path | None = None
+    keep: float = 0.0
     progress: bool = True
 
 
@@ -245,6 +251,8 @@ def train(
     Each step draws from a generator of its own, seeded by the step: a resumed training sees
     what an unbroken one would have seen.
     """
+    if not 0 <= options.keep <= 1 or (options.keep and options.start is None):
+        raise DataError(f"keep {options.keep} must lie in 0..1, and needs a network to start from")
     torch.set_num_threads(options.threads)
     objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser, schedule = _optimiser(objective, options)
@@ -280,6 +288,12 @@ def train(
             checkpoint.save(step + 1)
     if first < options.steps:
         settle_statistics(objective.network, _inputs(draw, options, 20))
+        if options.keep and options.start is not None:
+            assert isinstance(objective.network, CNN20)
+            start = start_network(options.start, title)
+            mean = average_networks(start, objective.network, options.keep)
+            settle_norms(mean, _inputs(draw, options, 10))
+            objective.network.load_state_dict(mean.state_dict())
         checkpoint.save(options.steps)
     return out
 
