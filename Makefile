@@ -73,7 +73,7 @@ model: $(VENV)/development
 	$(BIN)/edgeid train voice --start $(WORK)/voice2.pt --taught 1 --rate 0.015 --steps 2000 --seed 3 \
 	    --out $(WORK)/voice3.pt
 	$(BIN)/edgeid train voice --start $(WORK)/voice3.pt --taught 1 --rate 0.015 --steps 1500 --seed 4 \
-	    --out $(WORK)/voice.pt
+	    --keep 0.6 --out $(WORK)/voice.pt
 	$(BIN)/edgeid train landmarks --out $(WORK)/landmarks.pt
 	$(BIN)/edgeid train detector --out $(WORK)/detector.pt
 	$(BIN)/edgeid convert --face $(WORK)/face.pt --voice $(WORK)/voice.pt \
