@@ -229,9 +229,9 @@ def train_voice(
     def draw(rng: np.random.Generator) -> Batch:
         batch = sampler.draw(options.batch, rng)
         targets = np.zeros((len(batch.classes), lesson), np.float32)
-        for row, (name, utterance) in enumerate(zip(batch.classes, batch.utterances, strict=True)):
-            if lessons:
-                targets[row] = lessons[name][utterance]
+        if lessons:
+            pairs = zip(batch.classes, batch.utterances, strict=True)
+            targets[:] = [lessons[name][utterance] for name, utterance in pairs]
         return tuple(torch.from_numpy(x) for x in (batch.windows, batch.classes, targets))
 
     torch.manual_seed(options.seed)
