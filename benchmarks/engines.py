@@ -15,7 +15,7 @@ Times are the fastest run of all processes and the median of the processes' medi
 with their range over the rounds. Memory is the peak of a process (VmHWM) above one that has only
 imported numpy. Int8 contenders of other engines run the ReLU variant, their best case. Where the
 machine has other work to do, ``chrt -r 10 python -m benchmarks.engines`` keeps that out of the
-figures.
+figures. ``--out`` keeps what it holds of suites that are not run.
 """
 
 from __future__ import annotations
@@ -180,6 +180,7 @@ def compare(suite: str, threads: int, options: argparse.Namespace) -> dict[str, 
     }
     return {
         "suite": suite,
+        "machine": machine(),
         "threads": threads,
         "rounds": options.rounds,
         "numpy alone, peak MiB": base,
@@ -240,6 +241,15 @@ def machine() -> dict[str, Any]:
     return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version()}
 
 
+def kept(path: Path, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is at ``path``, with these reports in the place of those on the same suite."""
+    before = json.loads(path.read_text()) if path.is_file() else []
+    again = [(one["suite"], one["threads"]) for one in reports]
+    rest = [one for one in before if (one["suite"], one["threads"]) not in again]
+    order = list(SUITES)
+    return sorted(rest + reports, key=lambda one: (order.index(one["suite"]), one["threads"]))
+
+
 def main() -> int:
     """Build what is missing, measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -266,7 +276,7 @@ def main() -> int:
             reports.append(compare(suite, threads, options))
             print("\n".join(lines(reports[-1])), flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"machine": machine(), "reports": reports}, indent=1) + "\n")
+    options.out.write_text(json.dumps(kept(options.out, reports), indent=1) + "\n")
     return 0
 
 

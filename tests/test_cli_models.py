@@ -31,6 +31,7 @@ def test_training_is_forwarded_with_the_options_given(
 ) -> None:
     pytest.importorskip("torch", reason="training needs the extra convert")
     from edgeid.converters.training import landmarks, training
+    from edgeid.converters.training.training_loop import TrainOptions
 
     out = tmp_path / "out.pt"
     common = ["--out", str(out), "--data", str(tmp_path), "--seed", "7", "--json"]
@@ -41,7 +42,7 @@ def test_training_is_forwarded_with_the_options_given(
         assert json.loads(capsys.readouterr().out) == {"checkpoint": str(out)}
         options = train.call_args.args[1]
         assert (options.steps, options.seed) == (5, 7)
-        assert options.batch == training.TrainOptions().batch
+        assert options.batch == TrainOptions().batch
         assert train.call_args.kwargs["data"] == tmp_path
     read = create_autospec(landmarks.read_landmark_set, return_value="data")
     train = create_autospec(landmarks.train_landmarks, return_value=(None, 3.5))

@@ -18,7 +18,7 @@ from edgeid.converters.distillation.mimic import (  # noqa: E402
 )
 from edgeid.converters.distillation.neuron_selection import select_units  # noqa: E402
 from edgeid.converters.training.checkpoint import Checkpoint, load_network  # noqa: E402
-from edgeid.converters.training.training import TrainOptions  # noqa: E402
+from edgeid.converters.training.training_loop import TrainOptions  # noqa: E402
 from edgeid.runtime.errors import DataError  # noqa: E402
 
 OPTIONS = TrainOptions(steps=120, batch=64, rate=0.1, save_every=50)

@@ -23,7 +23,8 @@ from edgeid.converters.training.checkpoint import (  # noqa: E402
     load_network,
     read_checkpoint,
 )
-from edgeid.converters.training.training import TrainOptions, train_face, train_voice  # noqa: E402
+from edgeid.converters.training.training import train_face, train_voice  # noqa: E402
+from edgeid.converters.training.training_loop import TrainOptions  # noqa: E402
 from edgeid.runtime.errors import DataError  # noqa: E402
 from edgeid.runtime.format import ModelFile, write_model  # noqa: E402
 from edgeid.runtime.graph import merge_graphs  # noqa: E402
@@ -190,9 +191,14 @@ def test_a_share_of_the_start_is_kept(data, tmp_path):
     gone, half, kept = (nearness(keep) for keep in (0.0, 0.5, 1.0))
     assert gone < half < kept
     assert kept > 0.999  # the start itself
-    for options in (replace(FAST, keep=0.5), replace(further, keep=1.5)):
-        with pytest.raises(DataError, match="keep"):
-            run("voice", data, tmp_path / "c.pt", options, tmp_path)
+
+
+def test_a_share_to_keep_is_checked_before_anything_is_read(tmp_path):
+    with pytest.raises(DataError, match=r"keep 0\.5 needs a network to start from"):
+        TrainOptions(keep=0.5)
+    for keep in (-0.1, 1.5, float("nan")):
+        with pytest.raises(DataError, match=r"keep lies in 0\.\.1"):
+            TrainOptions(start=tmp_path / "start.pt", keep=keep)
 
 
 def test_a_network_of_a_model_file_is_trained_further(data, tmp_path):

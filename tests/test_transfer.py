@@ -30,7 +30,7 @@ from edgeid.converters.graphs.torch_graph import export_torch  # noqa: E402
 from edgeid.converters.networks.student import CompactStudent, TransferStudent  # noqa: E402
 from edgeid.converters.scores.verification import equal_error_rate, pair_error  # noqa: E402
 from edgeid.converters.training.checkpoint import read_checkpoint  # noqa: E402
-from edgeid.converters.training.training import TrainOptions  # noqa: E402
+from edgeid.converters.training.training_loop import TrainOptions  # noqa: E402
 from edgeid.runtime.errors import DataError  # noqa: E402
 from edgeid.runtime.reference import ReferenceEngine  # noqa: E402
 

@@ -18,7 +18,7 @@ from edgeid.converters.networks.flame import DistillationLoss, SlimOptions, slim
 from edgeid.converters.networks.vgg11 import VGG11
 from edgeid.converters.training.checkpoint import Objective, read_checkpoint
 from edgeid.converters.training.faces import Crops
-from edgeid.converters.training.training import TrainOptions, train
+from edgeid.converters.training.training_loop import TrainOptions, train
 from edgeid.runtime.replacement import replace_file
 
 DIM = 512  # of the feature

@@ -62,7 +62,7 @@ from edgeid.converters.quantisation.binarisation import Binarise
 from edgeid.converters.quantisation.logminmax import LogMinMax
 from edgeid.converters.quantisation.palette import Palette
 from edgeid.converters.recipe import Context, Pass
-from edgeid.converters.training.training import TrainOptions
+from edgeid.converters.training.training_loop import TrainOptions
 from edgeid.intervals import binomial_rate
 from edgeid.runtime.format import ModelFile, dump_model
 from edgeid.runtime.graph import Conv, Gemm, Graph

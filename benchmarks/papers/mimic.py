@@ -54,7 +54,7 @@ from edgeid.converters.networks.student import CompactStudent
 from edgeid.converters.recipe import stored_bytes
 from edgeid.converters.training.checkpoint import load_network
 from edgeid.converters.training.faces import FaceSet, data_directory, read_faces
-from edgeid.converters.training.training import Batch, TrainOptions
+from edgeid.converters.training.training_loop import Batch, TrainOptions
 from edgeid.runtime.encoding import encode_int8
 from edgeid.runtime.face_spec import FaceSpec, network_input
 from edgeid.runtime.graph import Graph

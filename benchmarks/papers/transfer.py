@@ -57,7 +57,7 @@ from edgeid.converters.graphs.torch_graph import export_torch
 from edgeid.converters.networks.student import CompactStudent
 from edgeid.converters.training.checkpoint import load_network
 from edgeid.converters.training.faces import FaceSet, data_directory, read_faces
-from edgeid.converters.training.training import Batch, TrainOptions
+from edgeid.converters.training.training_loop import Batch, TrainOptions
 from edgeid.runtime.graph import Graph
 
 VIEWS = 10

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from edgeid.converters.distillation.neuron_selection import Selection
 from edgeid.converters.scores.verification import pair_error
 from edgeid.converters.training.checkpoint import Objective
-from edgeid.converters.training.training import Batch, TrainOptions, train
+from edgeid.converters.training.training_loop import Batch, TrainOptions, train
 from edgeid.runtime.errors import DataError
 
 BATCH = 64

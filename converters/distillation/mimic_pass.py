@@ -22,7 +22,7 @@ from edgeid.converters.distillation.student_entry import (
 )
 from edgeid.converters.networks.student import CHANNELS, UNITS
 from edgeid.converters.recipe import Context, Figures, Pass, PassResult
-from edgeid.converters.training.training import TrainOptions
+from edgeid.converters.training.training_loop import TrainOptions
 from edgeid.runtime.graph import Graph
 
 

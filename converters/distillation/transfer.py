@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeid.converters.training.checkpoint import Objective
-from edgeid.converters.training.training import Batch, TrainOptions, train
+from edgeid.converters.training.training_loop import Batch, TrainOptions, train
 from edgeid.runtime.errors import DataError
 
 STAGES = (1e-9, 1e-6, 1e-3)

@@ -35,7 +35,7 @@ from edgeid.converters.distillation.transfer import (
 )
 from edgeid.converters.networks.student import CHANNELS, UNITS, CompactStudent
 from edgeid.converters.recipe import Context, Figures, Pass, PassResult
-from edgeid.converters.training.training import Batch, TrainOptions
+from edgeid.converters.training.training_loop import Batch, TrainOptions
 from edgeid.runtime.errors import DataError
 from edgeid.runtime.graph import Graph
 

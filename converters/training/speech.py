@@ -6,7 +6,7 @@ import math
 import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -129,12 +129,21 @@ class SpeechBatch:
 
 @dataclass(frozen=True)
 class SpeechSampler:
-    """Draws augmented training windows; ``draw`` depends on its generator alone."""
+    """Draws augmented training windows; ``draw`` depends on its generator alone.
+
+    Attributes:
+        strength: share of the usual chance of each augmentation, 0..1.
+    """
 
     speech: SpeechSet
     noise: tuple[Samples, ...]
     spec: VoiceSpec
     styles: Styles = field(default_factory=Styles)
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise DataError(f"the strength of augmentation lies in 0..1, got {self.strength}")
 
     @property
     def classes(self) -> int:
@@ -153,14 +162,16 @@ class SpeechSampler:
             ]
         )
         power = power_spectrum(waves, self.spec)
+        styles = replace(self.styles, share=self.styles.share * self.strength)
         for window in power:
-            window[:] = restyle(window, self.spec, rng, self.styles)
+            window[:] = restyle(window, self.spec, rng, styles)
         features = decibels(power, self.spec)
         for window in features:
-            _colour(window, rng)
+            if rng.random() < 0.7 * self.strength:
+                _colour(window, rng)
         windows = normalise_windows(features, self.spec)
         for window in windows:
-            _mask(window[0], rng)
+            _mask(window[0], 0.5 * self.strength, rng)
         classes = speakers + speeds * len(self.speech.speakers)
         return SpeechBatch(windows, classes, np.array(utterances))
 
@@ -178,18 +189,18 @@ class SpeechSampler:
         return play(clip, speed)[: self.spec.window_samples]
 
     def _augment(self, wave: Samples, rng: np.random.Generator) -> Samples:
-        if rng.random() < 0.35:
+        if rng.random() < 0.35 * self.strength:
             wave = reverberate(wave, self.spec.rate, rng)
-        if rng.random() < 0.15:
+        if rng.random() < 0.15 * self.strength:
             wave = band_limit(wave, self.spec.rate, rng)
-        if rng.random() < 0.6:
+        if rng.random() < 0.6 * self.strength:
             noise = self.noise[rng.integers(len(self.noise))]
             wave = mix(wave, _stretch(noise, len(wave), rng), rng.uniform(3, 25))
-        if rng.random() < 0.1:
+        if rng.random() < 0.1 * self.strength:
             stranger = int(rng.integers(len(self.speech.speakers)))
             first = int(rng.integers(len(self.speech.utterances[stranger])))
             wave = mix(wave, self._take(stranger, first, 1.0, rng), rng.uniform(10, 25))
-        if rng.random() < 0.05:  # overdriven
+        if rng.random() < 0.05 * self.strength:  # overdriven
             wave = np.clip(wave * rng.uniform(1, 3) / np.abs(wave).max(), -1, 1)
         return wave
 
@@ -239,18 +250,17 @@ def band_limit(wave: Samples, rate: int, rng: np.random.Generator) -> Samples:
 
 def _colour(decibels: NDArray[np.float32], rng: np.random.Generator) -> None:
     """Another microphone: a smooth random curve over frequency, added in place."""
-    if rng.random() < 0.7:
-        knots = rng.normal(0, rng.uniform(0.5, 4), 6)
-        bands = decibels.shape[1]
-        decibels += np.interp(np.linspace(0, 5, bands), np.arange(6), knots).astype(np.float32)
+    knots = rng.normal(0, rng.uniform(0.5, 4), 6)
+    bands = decibels.shape[1]
+    decibels += np.interp(np.linspace(0, 5, bands), np.arange(6), knots).astype(np.float32)
 
 
-def _mask(window: NDArray[np.float32], rng: np.random.Generator) -> None:
+def _mask(window: NDArray[np.float32], share: float, rng: np.random.Generator) -> None:
     """Blank a band and a stretch of time (SpecAugment, Park et al. 2019), in place."""
     frames, bands = window.shape
-    if rng.random() < 0.5:
+    if rng.random() < share:
         width, start = rng.integers(1, 12), rng.integers(bands - 12)
         window[:, start : start + width] = 0
-    if rng.random() < 0.5:
+    if rng.random() < share:
         width, start = rng.integers(1, 16), rng.integers(frames - 16)
         window[start : start + width] = 0
