@@ -241,13 +241,11 @@ def machine() -> dict[str, Any]:
     return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version()}
 
 
-def kept(path: Path, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is at ``path``, with these reports in the place of those on the same suite."""
-    before = json.loads(path.read_text()) if path.is_file() else []
-    again = [(one["suite"], one["threads"]) for one in reports]
-    rest = [one for one in before if (one["suite"], one["threads"]) not in again]
+def merged(before: list[dict[str, Any]], reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Earlier reports, with new ones in the place of those on the same suite and threads."""
+    found = {(one["suite"], one["threads"]): one for one in before + reports}
     order = list(SUITES)
-    return sorted(rest + reports, key=lambda one: (order.index(one["suite"]), one["threads"]))
+    return sorted(found.values(), key=lambda one: (order.index(one["suite"]), one["threads"]))
 
 
 def main() -> int:
@@ -266,6 +264,7 @@ def main() -> int:
     if options.worker:
         return worker(options)
     suites = options.suites or list(SUITES)
+    before = json.loads(options.out.read_text()) if options.out.is_file() else []
     from benchmarks.networks import build
 
     wanted = dict.fromkeys(one.folder for suite in suites for one in SUITES[suite])
@@ -276,7 +275,7 @@ def main() -> int:
             reports.append(compare(suite, threads, options))
             print("\n".join(lines(reports[-1])), flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(kept(options.out, reports), indent=1) + "\n")
+    options.out.write_text(json.dumps(merged(before, reports), indent=1) + "\n")
     return 0
 
 
