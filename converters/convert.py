@@ -65,7 +65,7 @@ class ConvertOptions:
         card: who trained it on what, and the terms.
         version: counts up with each release of a model.
         landmark_bits: store kernels of the landmark network as indices of so many bits into
-            a palette, 1..12; None: as ``weights``.
+            a palette, 1..12; None: as ``weights``. (A palette costs the detector faces.)
         face: preprocessing of faces; None chooses it by the network's input channels.
         voice: preprocessing of voices.
     """
@@ -88,16 +88,12 @@ class ConvertOptions:
         if self.landmark_bits is not None:
             Palette(self.landmark_bits)  # better to know before the work of hours than after it
 
-    def encoded_landmarks(self, network: Graph) -> Graph:
-        """The landmark network as it is stored."""
+    def encoded(self, network: Graph, bits: int | None = None) -> Graph:
+        """A network beside face and voice as it is stored, its kernels by palette with ``bits``."""
         context = Context({}, Path(), self.seed)
-        if self.landmark_bits is not None:
-            network = Palette(self.landmark_bits).call(network, context).graph
+        if bits is not None:
+            network = Palette(bits).call(network, context).graph
         return Encode(self.weights).call(network, context).graph
-
-    def encoded_detector(self, network: Graph) -> Graph:
-        """The detector as it is stored: a palette costs it faces."""
-        return Encode(self.weights).call(network, Context({}, Path(), self.seed)).graph
 
 
 @dataclass(frozen=True)
@@ -177,12 +173,13 @@ def convert(
     graph = compressed.graph
     samples = people.faces[0] if graph.scales and people is not None and people.faces else None
     if networks.landmarks is not None:
-        landmarks = merge_graphs(landmarks=options.encoded_landmarks(networks.landmarks))
+        stored = options.encoded(networks.landmarks, options.landmark_bits)
+        landmarks = merge_graphs(landmarks=stored)
         if samples is not None:
             landmarks = _scaled(landmarks, LANDMARKS, _landmark_samples(samples, options), options)
         graph = _joined(graph, landmarks)
     if networks.detector is not None:
-        detector = merge_graphs(detector=options.encoded_detector(networks.detector))
+        detector = merge_graphs(detector=options.encoded(networks.detector))
         if samples is not None:
             detector = _scaled(detector, DETECTOR, _detector_samples(samples, options), options)
         graph = _joined(graph, detector)
@@ -211,9 +208,9 @@ def graph_budget(budget: int, networks: Networks, options: ConvertOptions) -> in
     """
     taken = RESERVE
     if networks.landmarks is not None:
-        taken += stored_bytes(options.encoded_landmarks(networks.landmarks))
+        taken += stored_bytes(options.encoded(networks.landmarks, options.landmark_bits))
     if networks.detector is not None:
-        taken += stored_bytes(options.encoded_detector(networks.detector))
+        taken += stored_bytes(options.encoded(networks.detector))
     if budget <= taken:
         raise DataError(
             f"a budget of {budget:,} bytes: landmarks, detector, golden vectors and calibration "

@@ -129,24 +129,28 @@ def _poorly_seen(crop: Crops, rng: np.random.Generator) -> Crops:
 def view_speakers(
     model: Model, speech: SpeechSet, spec: VoiceSpec, seed: int = 0
 ) -> dict[str, Views]:
-    """Every speaker's utterances that are long enough to decide on, whole and cut short."""
+    """Every speaker's utterances that are long enough to decide on, whole and cut short.
+
+    Cut to one length each: some people say a sentence whenever they are asked, some a word.
+    """
     rng = np.random.default_rng(seed)
     views = {}
     groups = zip(speech.speakers, speech.utterances, strict=True)
     for name, utterances in tqdm(groups, total=len(speech.speakers), desc="speakers"):
         long = [u for u in utterances if len(u) >= spec.min_speech * spec.rate]
         if long:
-            both = long, [_cut_short(u, spec, rng) for u in long]
+            # as often short as long: uniform in the logarithm
+            length = round(np.exp(rng.uniform(*np.log(WORSE_SECONDS))) * spec.rate)
+            both = long, [_cut_short(u, length, rng) for u in long]
             embedded = [[model.embed_windows(cut_windows(u, spec)) for u in own] for own in both]
             seconds = [[len(u) / spec.rate for u in own] for own in both]
             views[name] = Views(np.array(embedded), np.array(seconds))
     return views
 
 
-def _cut_short(speech: Samples, spec: VoiceSpec, rng: np.random.Generator) -> Samples:
-    """A stretch of it of random length, as often short as long (uniform in the logarithm)."""
-    seconds = np.exp(rng.uniform(*np.log(WORSE_SECONDS)))
-    length = min(len(speech), round(seconds * spec.rate))
+def _cut_short(speech: Samples, length: int, rng: np.random.Generator) -> Samples:
+    """A stretch of it of so many samples, if there are."""
+    length = min(len(speech), length)
     start = rng.integers(len(speech) - length + 1)
     return speech[start : start + length]
 

@@ -8,12 +8,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from edgeid.extraction import EvaluatedModel, Progress, embed_images
-from edgeid.measurement import DEPENDENT, FAILED_SCORE, backend_of, count_failed, measure
+from edgeid.measurement import DEPENDENT, FAILED_SCORE, count_failed, measure, score_matrix
 from edgeid.report import Report
 from edgeid.roc import Trials
 from edgeid.runtime.errors import DataError
 from edgeid.runtime.members import Members
-from edgeid.runtime.score import similarity_matrix
 
 MOST = 5000  # images: 12.5 million pairs
 
@@ -41,8 +40,7 @@ def evaluate_all_pairs(
     rows = [row for name in there if (row := embeddings[name]) is not None]
     if not rows:
         raise DataError(f"no face was found in any of the {len(names):,} images of {images}")
-    backend = backend_of(model.calibration, "face")
-    matrix = similarity_matrix([row[None] for row in rows], np.stack(rows), backend)
+    matrix = score_matrix([row[None] for row in rows], [*rows], "face", model.calibration)
     who = np.array([str(PurePosixPath(name).parent) for name in names])
     first, second = np.array(list(combinations(range(len(names)), 2))).T
     scores = np.full(len(first), FAILED_SCORE)

@@ -20,7 +20,6 @@ from edgeid.measurement import (
     CHIMERIC,
     DEPENDENT,
     ONE_SESSION,
-    backend_of,
     count_failed,
     measure,
     score_matrix,
@@ -108,8 +107,8 @@ class _Probes:
             for p, files in zip(persons, names, strict=True)
         ]
         probes = [file for files in names for file in files[enrol:]]
-        backend = backend_of(calibration, kind)
-        self.scores = score_matrix(templates, [embeddings[file] for file in probes], backend)
+        found = [embeddings[file] for file in probes]
+        self.scores = score_matrix(templates, found, kind, calibration)
         self.quality = np.array([measures.get(file, np.nan) for file in probes])
         self.counts = [len(files) - enrol for files in names]
         self.starts = np.cumsum([0, *self.counts[:-1]])

@@ -19,7 +19,7 @@ DONE, REJECTED, FAILED, INTERRUPTED = 0, 1, 2, 130
 
 _CONVERT_EXTRA = {
     *("torch", "onnx", "onnxscript", "scipy", "tqdm", "matplotlib"),
-    *("ai_edge_litert", "ai_edge_quantizer", "flatbuffers"),
+    *("ai_edge_litert", "ai_edge_quantizer", "flatbuffers", "kaldi_native_fbank"),
 }
 
 

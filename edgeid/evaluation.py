@@ -25,7 +25,6 @@ from edgeid.measurement import (
     FAILED_SCORE,
     ONE_SESSION,
     Rows,
-    backend_of,
     count_failed,
     measure,
     or_none,
@@ -38,7 +37,7 @@ from edgeid.report import Report, ScoreReport
 from edgeid.roc import Trials, pooled
 from edgeid.runtime.errors import DataError
 from edgeid.runtime.members import Members
-from edgeid.runtime.score import Backend, Calibration, similarity_matrix
+from edgeid.runtime.score import Calibration
 
 __all__ = ["evaluate_faces", "evaluate_people", "evaluate_voices"]
 
@@ -80,8 +79,7 @@ def evaluate_faces(
             )
         names = {name for p in present for name in (p.a, p.b)}
         embeddings = embed_images(model, members, names, aligned, progress)
-    backend = backend_of(model.calibration, "face")
-    trials = _pair_trials(present, embeddings, backend)
+    trials = _pair_trials(present, embeddings, model.calibration or Calibration())
     folds = np.array([p.fold for p in present])
     return Report(
         "faces",
@@ -93,12 +91,12 @@ def evaluate_faces(
     )
 
 
-def _pair_trials(pairs: list[Pair], embeddings: Embeddings, backend: Backend | None) -> Trials:
+def _pair_trials(pairs: list[Pair], embeddings: Embeddings, scoring: Calibration) -> Trials:
     scores = np.full(len(pairs), FAILED_SCORE)
     for i, pair in enumerate(pairs):
         a, b = embeddings[pair.a], embeddings[pair.b]
         if a is not None and b is not None:
-            scores[i] = similarity_matrix([a[None]], b[None], backend)[0, 0]
+            scores[i] = scoring.similarity("face", a[None], b)
     return Trials(
         scores,
         np.array([pair.same for pair in pairs]),
@@ -162,11 +160,10 @@ def evaluate_voices(
         embeddings = embed_recordings(model, members, names, progress)
     templates = {s: stack_templates(enrolment[s], embeddings, s) for s in sorted(claimed)}
     speaker_of = {row.file: row.claimed for row in rows if row.target}
-    backend = backend_of(model.calibration, "voice")
     sets = {}
     for name in sorted({row.set for row in rows}):
         part = [row for row in rows if row.set == name]
-        sets[name] = _voice_trials(part, templates, embeddings, speaker_of, backend)
+        sets[name] = _voice_trials(part, templates, embeddings, speaker_of, model.calibration)
     if len(sets) > 1:  # with one threshold for all
         sets["all sets"] = pooled(list(sets.values()))
     parts = [measure(name, scored, "voice", model.calibration) for name, scored in sets.items()]
@@ -185,12 +182,12 @@ def _voice_trials(
     templates: dict[str, Rows],
     embeddings: Embeddings,
     speaker_of: dict[str, str],
-    backend: Backend | None,
+    calibration: Calibration | None,
 ) -> Trials:
     speakers = sorted({row.claimed for row in rows})
     files = sorted({row.file for row in rows})
     probes = [embeddings[f] for f in files]
-    scores = score_matrix([templates[s] for s in speakers], probes, backend)
+    scores = score_matrix([templates[s] for s in speakers], probes, "voice", calibration)
     row_of = {speaker: i for i, speaker in enumerate(speakers)}
     column_of = {file: i for i, file in enumerate(files)}
     return Trials(

@@ -242,6 +242,9 @@ def _scoring(file: ModelFile) -> dict[str, str]:
         how = "cosine" if backend is None else f"Joint Bayesian, {len(backend.offset)} dimensions"
         if kind == "face" and file.face is not None and file.face.get("mirror"):
             how += ", of a face and its mirror image together"
+        agreement = calibration.agreement(kind)
+        if agreement is not None:
+            how += f", less {agreement.weight:.2g} times what templates agree beyond the usual"
         found[f"{kind} scores"] = how
     fusion = calibration.fusion
     if fusion is not None:

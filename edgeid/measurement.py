@@ -13,7 +13,7 @@ from edgeid.metrics import eer_and_min_dcf, error_rates, fnmr_at_fmr, hter
 from edgeid.report import Decision, Det, ScoreReport
 from edgeid.roc import Array, Trials, roc
 from edgeid.runtime.errors import CalibrationError, DataError
-from edgeid.runtime.score import Backend, Calibration, Kind, similarity_matrix
+from edgeid.runtime.score import Calibration, Kind
 
 POINT_FMRS = (1e-2, 1e-3, 1e-4)
 STORED_FMRS = (1e-2, 1e-3)
@@ -34,11 +34,6 @@ CHIMERIC = (
     "Chimeric people: each is the face of one person and the voice of another, and what the "
     "two would have in common in one person is not in these figures."
 )
-
-
-def backend_of(calibration: Calibration | None, kind: Kind) -> Backend | None:
-    """What a model, perhaps not calibrated, scores face or voice embeddings with."""
-    return None if calibration is None else calibration.backend(kind)
 
 
 def measure(
@@ -98,14 +93,19 @@ def stack_templates(files: list[str], embeddings: Embeddings, who: str) -> Rows:
 
 
 def score_matrix(
-    templates: list[Rows], probes: list[Rows | None], backend: Backend | None = None
+    templates: list[Rows],
+    probes: list[Rows | None],
+    kind: Kind,
+    calibration: Calibration | None = None,
 ) -> Array:
-    """Similarities (people, probes), FAILED_SCORE for a probe without an embedding."""
+    """Similarities (people, probes) of faces or voices, as a model scores them that is perhaps
+    not calibrated; FAILED_SCORE for a probe without an embedding."""
     scores = np.full((len(templates), len(probes)), FAILED_SCORE)
     columns = [i for i, probe in enumerate(probes) if probe is not None]
     if columns:
         rows = np.stack([probe for probe in probes if probe is not None])
-        scores[:, columns] = similarity_matrix(templates, rows, backend)
+        scoring = calibration or Calibration()
+        scores[:, columns] = scoring.similarity_matrix(kind, templates, rows)
     return scores
 
 

@@ -51,14 +51,14 @@ class VerifyResult(_Record):
     Attributes:
         accepted: the answer.
         user: the person claimed; without a claim the person found, None when nobody was.
-        score: the score that was decided on: cosine in [-1, 1] for one modality, log-odds for
+        score: the score that was decided on: a similarity for one modality, log-odds for
             both; None when there was nothing to compare.
         threshold: what ``score`` had to reach; None likewise.
         fmr: false match rate that the decision was set for. Without a claim it covers the
             whole search: the chance that a person who is not enrolled is taken for somebody.
         modality: what ``score`` comes from.
-        face: cosine of the face, None without a face or a face template.
-        voice: cosine of the voice, None likewise.
+        face: similarity of the face, None without a face or a face template.
+        voice: similarity of the voice, None likewise.
         reasons: everything that bore on the decision; empty for a plain acceptance.
         quality: measured quality of the inputs, by modality and by measure.
         timings: milliseconds of each stage, and ``total``.

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from edgeid.converters.scores.calibration import CalibrationOptions, build_curve, calibrate
 from edgeid.converters.scores.fusion import FusionOptions, fit_fusion, newton
 from edgeid.runtime.errors import CalibrationError
-from edgeid.runtime.score import Calibration, similarity
+from edgeid.runtime.score import Calibration
 
 Embeddings = dict[str, NDArray[np.float64]]
 
@@ -232,7 +232,12 @@ def test_stored_threshold_holds_for_other_people() -> None:
     pairs = list(zip(faces.values(), voices.values(), strict=True))
     fused = np.array(
         [
-            [result.fuse(similarity(f[:3], g[3]), similarity(v[:3], w[3])) for g, w in pairs]
+            [
+                result.fuse(
+                    result.similarity("face", f[:3], g[3]), result.similarity("voice", v[:3], w[3])
+                )
+                for g, w in pairs
+            ]
             for f, v in pairs
         ]
     )

@@ -91,6 +91,9 @@ def test_recordings_are_cut_short_but_keep_their_speaker(people):
     assert (own[:, 1] >= 0.5).all()
     assert (own[:, 1] < 1.25).any()
     assert (own[:, 1] <= 1.25).all()
+    # a speaker's are of one length, for people keep to what they say
+    np.testing.assert_array_equal(own[:, 1], own[:, 1, :1].repeat(4, axis=1))
+    assert len(np.unique(own[:, 1, 0])) > 2
 
 
 def test_back_ends_are_learnt_from_the_others(people, monkeypatch):

@@ -13,12 +13,19 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgeid.converters.scores.agreement import fit_agreement
 from edgeid.converters.scores.fmr_curve import build_curve
 from edgeid.converters.scores.fusion import FusionOptions, fit_fusion
 from edgeid.converters.scores.views import Views
 from edgeid.runtime.curve import FmrCurve
 from edgeid.runtime.errors import CalibrationError
-from edgeid.runtime.score import MODALITIES, Backend, Calibration, similarity_matrix
+from edgeid.runtime.score import (
+    MODALITIES,
+    Agreement,
+    Backend,
+    Calibration,
+    similarity_matrix,
+)
 
 __all__ = ["CalibrationOptions", "Comparisons", "build_curve", "calibrate"]
 
@@ -94,6 +101,9 @@ def calibrate(
         backends: "face", "voice" -> what scores that modality in place of the cosine, learnt
             from other people. The calibration carries them to the model file.
 
+    The agreement of templates moves similarities where that helps (``fit_agreement``, with the
+    largest of ``options.enrolments``); everything else is measured on the moved ones.
+
     Face and voice curves: every probe against every person. Fused: identities of both
     modalities are parted into k groups; a chimeric person is a face identity and a speaker
     of the same group, so no trial crosses groups, and the scores of a group are made by
@@ -111,8 +121,10 @@ def calibrate(
     rng = np.random.default_rng(seed)
     images, utterances = zip(*options.enrolments, strict=True)
     used = _checked(backends or {})
-    faces = _compare(face_embeddings, images, options, rng, used.face_backend)
-    voices = _compare(voice_embeddings, utterances, options, rng, used.voice_backend)
+    faces, shift = _compare(face_embeddings, images, options, rng, used.face_backend)
+    used = replace(used, face_agreement=shift)
+    voices, shift = _compare(voice_embeddings, utterances, options, rng, used.voice_backend)
+    used = replace(used, voice_agreement=shift)
     face, voice = (_single(part) if part else None for part in (faces, voices))
     if face is None or voice is None:
         return replace(used, face=face, voice=voice)
@@ -152,10 +164,11 @@ def _compare(
     options: CalibrationOptions,
     rng: np.random.Generator,
     backend: Backend | None = None,
-) -> list[Comparisons]:
-    """One entry for each enrolment: n random samples enrol a person, the others probe."""
+) -> tuple[list[Comparisons], Agreement | None]:
+    """Comparisons for each enrolment, n random samples of a person against the others; and what
+    agreement does to the scores."""
     if not embeddings:
-        return []
+        return [], None
     samples = {name: Views.of(rows) for name, rows in embeddings.items()}
     shapes = {own.embeddings.shape[::2] for own in samples.values()}
     if len(shapes) != 1:
@@ -176,7 +189,8 @@ def _compare(
             f"calibration in {folds} groups of people needs at least {2 * folds}"
         )
     chosen = [samples[name].permuted(rng) for name in names]
-    return [_enrol(chosen, n, options, rng, backend) for n in enrolments]
+    agreement = fit_agreement(chosen, most - 1, options.probes, options.fusion, backend)
+    return [_enrol(chosen, n, options, rng, backend, agreement) for n in enrolments], agreement
 
 
 def _enrol(
@@ -185,6 +199,7 @@ def _enrol(
     options: CalibrationOptions,
     rng: np.random.Generator,
     backend: Backend | None,
+    agreement: Agreement | None,
 ) -> Comparisons:
     """The first ``enrol`` samples are the templates; those who have no more are left out."""
     samples = [own for own in samples if len(own) > enrol]
@@ -198,7 +213,7 @@ def _enrol(
         probes.append(own.embeddings[:, enrol:last].reshape(-1, size)[order])
         parts.append((len(order), order < last - enrol, own.quality[:, enrol:last].ravel()[order]))
     templates = [own.embeddings[0, :enrol] for own in samples]
-    scores = similarity_matrix(templates, np.concatenate(probes), backend)
+    scores = similarity_matrix(templates, np.concatenate(probes), backend, agreement)
     counts, recorded, quality = zip(*parts, strict=True)
     return Comparisons(
         scores,

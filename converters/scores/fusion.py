@@ -129,8 +129,8 @@ def _better(
 ) -> tuple[Array, Measures]:
     """Held-out scores by other measures, and these, if they lower the loss; else what is there."""
     scores = _cross_fit(x, y, groups, measures, options)
-    enough = (1 - LEAST_GAIN) * _loss(found[0], y, options)
-    return (scores, measures) if _loss(scores, y, options) < enough else found
+    enough = (1 - LEAST_GAIN) * held_out_loss(found[0], y, options)
+    return (scores, measures) if held_out_loss(scores, y, options) < enough else found
 
 
 def _cross_fit(
@@ -166,7 +166,7 @@ def _measured(values: ArrayLike | None, count: int) -> Array | None:
     return measured
 
 
-def _loss(scores: Array, y: NDArray[np.bool_], options: FusionOptions) -> float:
+def held_out_loss(scores: Array, y: NDArray[np.bool_], options: FusionOptions) -> float:
     """Mean logarithmic loss of log-odds, of those that are not NaN, each kind at its prior."""
     known = ~np.isnan(scores)
     genuine = np.logaddexp(0.0, -scores[known & y]).mean()

@@ -1,0 +1,135 @@
+"""What the agreement of templates says of similarities, learnt from people (runtime/agreement.py).
+
+Logistic regression of genuine against impostor comparisons over similarity and agreement; only the
+ratio of the two weights is kept, since curves and fusion are measured on what it makes of scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeid.converters.scores.fusion import (
+    LEAST_GAIN,
+    QUALITY_RANGE,
+    FusionOptions,
+    held_out_loss,
+    newton,
+)
+from edgeid.converters.scores.views import Views
+from edgeid.runtime.agreement import Agreement, agreement_of
+from edgeid.runtime.score import Backend, similarity_matrix
+
+Array = NDArray[np.float64]
+ROUNDS = 8  # in which other samples of a person enrol
+IMPOSTORS = 50_000  # impostor comparisons of a round and view, at most
+
+
+@dataclass(frozen=True)
+class _Comparisons:
+    """Comparisons (n,): similarity, agreement, whether genuine, groups of both."""
+
+    scores: Array
+    agreements: Array
+    genuine: NDArray[np.bool_]
+    groups: NDArray[np.intp]  # (n, 2)
+
+
+def fit_agreement(
+    people: Sequence[Views],
+    enrol: int,
+    probes: int,
+    options: FusionOptions,
+    backend: Backend | None = None,
+) -> Agreement | None:
+    """What agreement shall take from similarities; None where that does not help.
+
+    Templates and probes are of the same view: whoever says little when he enrols says little
+    later, and a poor camera stays where it is.
+
+    Args:
+        people: their samples. The groups of the cross-fit are dealt in turn.
+        enrol: samples that enrol each; 1 gives None.
+        probes: further samples compared, at most.
+        options: prior, penalty, number of groups, seed.
+        backend: scores in place of the cosine.
+
+    The logarithmic loss of people who are left out of the fit has to fall by ``LEAST_GAIN``.
+    """
+    people = [own for own in people if len(own) > enrol]
+    if enrol < 2 or len(people) < 2 * options.folds:
+        return None
+    rng = np.random.default_rng(options.seed)
+    rounds = ([own.permuted(rng) for own in people] for _ in range(ROUNDS))
+    parts = [
+        _compared(mixed, view, enrol, probes, options.folds, backend)
+        for mixed in rounds
+        for view in range(mixed[0].embeddings.shape[0])
+    ]
+    scores, agreements, genuine, groups = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("scores", "agreements", "genuine", "groups")
+    )
+    low, usual, high = (float(q) for q in np.quantile(agreements, QUALITY_RANGE))
+    if not low < high:
+        return None
+    columns = np.stack([scores, np.clip(agreements, low, high) - usual], axis=1)
+    alone = _cross_fitted(columns[:, :1], genuine, groups, options)
+    both = _cross_fitted(columns, genuine, groups, options)
+    before, after = (held_out_loss(odds, genuine, options) for odds in (alone, both))
+    _, of_score, of_agreement = _fit(columns, genuine, options)
+    if after >= (1 - LEAST_GAIN) * before or of_score <= 0 or of_agreement >= 0:
+        return None
+    believed = (enrol - 1) / (enrol + 1)
+    return Agreement(low, usual, high, float(-of_agreement / of_score / believed))
+
+
+def _compared(
+    people: Sequence[Views],
+    view: int,
+    enrol: int,
+    probes: int,
+    folds: int,
+    backend: Backend | None,
+) -> _Comparisons:
+    templates = [own.embeddings[view, :enrol] for own in people]
+    others = [own.embeddings[view, enrol : enrol + probes] for own in people]
+    scores = similarity_matrix(templates, np.concatenate(others), backend)
+    units = [rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12) for rows in templates]
+    centroids = np.stack([rows.mean(axis=0, dtype=np.float64) for rows in units])
+    agreements = agreement_of(centroids, [enrol] * len(people))
+    owners = np.repeat(np.arange(len(people)), [len(rows) for rows in others])
+    claimed, owner = np.broadcast_arrays(np.arange(len(people))[:, None], owners)
+    genuine = (claimed == owner).ravel()
+    impostors = np.flatnonzero(~genuine)
+    some = impostors[:: max(1, -(-len(impostors) // IMPOSTORS))]
+    kept = np.concatenate([np.flatnonzero(genuine), some])
+    groups = np.stack([claimed.ravel(), owner.ravel()], axis=1)[kept] % folds
+    at = np.broadcast_to(agreements[:, None], scores.shape).ravel()[kept]
+    return _Comparisons(scores.ravel()[kept], at, genuine[kept], groups)
+
+
+def _cross_fitted(
+    columns: Array, genuine: NDArray[np.bool_], groups: NDArray[np.intp], options: FusionOptions
+) -> Array:
+    """Log-odds (n,) of comparisons within a group by a fit to the others; NaN across groups."""
+    odds = np.full(len(genuine), np.nan)
+    for group in range(options.folds):
+        inside, outside = (groups == group).all(axis=1), (groups != group).all(axis=1)
+        if inside.any():
+            solution = _fit(columns[outside], genuine[outside], options)
+            odds[inside] = solution[0] + columns[inside] @ solution[1:]
+    return odds
+
+
+def _fit(columns: Array, genuine: NDArray[np.bool_], options: FusionOptions) -> Array:
+    """Bias and weights of the regression, genuine comparisons at the prior."""
+    count = int(genuine.sum())
+    share = np.where(genuine, options.prior / count, (1 - options.prior) / (len(genuine) - count))
+    spread = np.sqrt(share @ (columns - share @ columns) ** 2).clip(1e-12)
+    ones = np.ones((len(genuine), 1))
+    solution = newton(np.hstack([ones, columns / spread]), genuine, share, options.l2)
+    return np.concatenate([solution[:1], solution[1:] / spread])
