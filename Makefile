@@ -67,19 +67,19 @@ model: $(VENV)/development
 	    --out $(WORK)/face3.pt
 	$(BIN)/edgeid train face --start $(WORK)/face3.pt --views 5 --rate 0.012 --steps 2500 --seed 4 \
 	    --out $(WORK)/face.pt
-	$(BIN)/edgeid train voice --taught --out $(WORK)/voice1.pt
-	$(BIN)/edgeid train voice --start $(WORK)/voice1.pt --taught --rate 0.015 --steps 2400 --seed 2 \
+	$(BIN)/edgeid train voice --taught 1 --out $(WORK)/voice1.pt
+	$(BIN)/edgeid train voice --start $(WORK)/voice1.pt --taught 1 --rate 0.015 --steps 2400 --seed 2 \
 	    --out $(WORK)/voice2.pt
-	$(BIN)/edgeid train voice --start $(WORK)/voice2.pt --taught --rate 0.015 --steps 2000 --seed 3 \
+	$(BIN)/edgeid train voice --start $(WORK)/voice2.pt --taught 1 --rate 0.015 --steps 2000 --seed 3 \
 	    --out $(WORK)/voice3.pt
-	$(BIN)/edgeid train voice --start $(WORK)/voice3.pt --taught --rate 0.015 --steps 1500 --seed 4 \
+	$(BIN)/edgeid train voice --start $(WORK)/voice3.pt --taught 1 --rate 0.015 --steps 1500 --seed 4 \
 	    --keep 0.6 --out $(WORK)/voice.pt
 	$(BIN)/edgeid train landmarks --out $(WORK)/landmarks.pt
 	$(BIN)/edgeid train detector --out $(WORK)/detector.pt
 	$(BIN)/edgeid convert --face $(WORK)/face.pt --voice $(WORK)/voice.pt \
 	    --landmarks $(WORK)/landmarks.pt --detector $(WORK)/detector.pt \
 	    --recipe converters/default_recipe.json --samples 30000 --weights int8 \
-	    --landmark-bits 4 --mirror --threads 2 --model-version 4 --resume \
+	    --landmark-bits 4 --mirror --threads 2 --model-version 5 --resume \
 	    --card converters/default_card.json --out edgeid/default.edgeid
 	$(BIN)/python benchmarks/figures.py --card edgeid/default.edgeid
 

@@ -16,10 +16,10 @@ from edgeid.converters.scores.views import Views
 from edgeid.converters.training.faces import Crops, FaceSet, degrade, relight
 from edgeid.converters.training.speech import SpeechSet
 from edgeid.runtime.audio import Samples
-from edgeid.runtime.errors import CalibrationError
+from edgeid.runtime.errors import CalibrationError, DataError
 from edgeid.runtime.face_quality import sharpness
 from edgeid.runtime.model import FACE, VOICE, Model
-from edgeid.runtime.score import Backend, Calibration
+from edgeid.runtime.score import MODALITIES, Backend, Calibration
 from edgeid.runtime.voice import VoiceSpec, cut_windows
 
 Embedded = dict[str, NDArray[np.float32]]  # who -> (n, d)
@@ -54,6 +54,30 @@ def score_model(model: Model, people: People, scoring: Scoring = "cosine") -> Ca
     held = {FACE: _recorded(faces), VOICE: _recorded(voices)}
     backends = _learn_backends(model, people, held) if scoring == "joint-bayesian" else {}
     return calibrate(faces, one_set(voices), options=OPTIONS, backends=backends)
+
+
+def rescore_model(model: Model, faces: FaceSet | None, speech: SpeechSet | None) -> Calibration:
+    """Measure anew what the scores of a finished model mean; its back ends are kept.
+
+    Args:
+        faces, speech: people none of whom the networks were trained on, like those who will use
+            the device; of each modality that the model has.
+
+    Raises:
+        DataError: people are missing, or nobody is named.
+        CalibrationError: too few people are.
+    """
+    for kind, there, given in ((FACE, model.face_spec, faces), (VOICE, model.voice_spec, speech)):
+        if there is not None and (given is None or not given.labelled):
+            raise DataError(
+                f"the model compares {kind}s: give samples of people who are named by their folders"
+            )
+    seen = view_people(model, faces) if faces is not None and model.face_spec else {}
+    spec = model.voice_spec
+    heard = view_speakers(model, speech, spec) if speech is not None and spec else {}
+    kept = {kind: model.calibration.backend(kind) for kind in MODALITIES}
+    backends = {str(kind): backend for kind, backend in kept.items() if backend is not None}
+    return calibrate(seen, one_set(heard), options=OPTIONS, backends=backends)
 
 
 def _recorded(views: dict[str, Views]) -> Embedded:
@@ -131,7 +155,8 @@ def view_speakers(
 ) -> dict[str, Views]:
     """Every speaker's utterances that are long enough to decide on, whole and cut short.
 
-    Cut to one length each: some people say a sentence whenever they are asked, some a word.
+    They are cut to a length each, and all of a speaker's to one: some people say a sentence
+    whenever they are asked, some a word.
     """
     rng = np.random.default_rng(seed)
     views = {}
@@ -139,20 +164,28 @@ def view_speakers(
     for name, utterances in tqdm(groups, total=len(speech.speakers), desc="speakers"):
         long = [u for u in utterances if len(u) >= spec.min_speech * spec.rate]
         if long:
-            # as often short as long: uniform in the logarithm
-            length = round(np.exp(rng.uniform(*np.log(WORSE_SECONDS))) * spec.rate)
-            both = long, [_cut_short(u, length, rng) for u in long]
-            embedded = [[model.embed_windows(cut_windows(u, spec)) for u in own] for own in both]
-            seconds = [[len(u) / spec.rate for u in own] for own in both]
+            each, one = (_lengths(count, spec, rng) for count in (len(long), 1))
+            ways = long, _cut_short(long, each, rng), _cut_short(long, one * len(long), rng)
+            embedded = [[model.embed_windows(cut_windows(u, spec)) for u in own] for own in ways]
+            seconds = [[len(u) / spec.rate for u in own] for own in ways]
             views[name] = Views(np.array(embedded), np.array(seconds))
     return views
 
 
-def _cut_short(speech: Samples, length: int, rng: np.random.Generator) -> Samples:
-    """A stretch of it of so many samples, if there are."""
-    length = min(len(speech), length)
-    start = rng.integers(len(speech) - length + 1)
-    return speech[start : start + length]
+def _lengths(count: int, spec: VoiceSpec, rng: np.random.Generator) -> list[int]:
+    """Samples of speech, as often few as many: uniform in the logarithm."""
+    low, high = np.log(WORSE_SECONDS)
+    seconds = np.exp(rng.uniform(low, high, count))
+    return [round(each * spec.rate) for each in seconds]
+
+
+def _cut_short(
+    utterances: list[Samples], lengths: list[int], rng: np.random.Generator
+) -> list[Samples]:
+    """A stretch of each of so many samples, if there are."""
+    pairs = zip(utterances, lengths, strict=True)
+    starts = [(u, n, rng.integers(max(1, len(u) - n + 1))) for u, n in pairs]
+    return [u[start : start + n] for u, n, start in starts]
 
 
 def one_set(embedded: dict[str, Views]) -> dict[str, Views]:

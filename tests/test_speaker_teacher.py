@@ -91,15 +91,11 @@ def test_log_mel_by_its_definition():
     np.testing.assert_allclose(log_mel(wave), wanted - wanted.mean(axis=0), atol=2e-3)
 
 
-def test_short_speech_is_followed_by_the_speakers_next_and_long_speech_cut_with_overlap():
-    half, third, long = noise(WINDOW // 2), noise(WINDOW // 3), noise(3 * WINDOW)
-    (first,) = speaker_teacher._windows((half, third, long), 0)
-    np.testing.assert_array_equal(first, np.concatenate([half, third, long])[:WINDOW])
-    (last,) = speaker_teacher._windows((half, third), 1)
-    np.testing.assert_array_equal(last, np.concatenate([third, half, third])[:WINDOW])
-    (alone,) = speaker_teacher._windows((half,), 0)
-    np.testing.assert_array_equal(alone, np.concatenate([half, half]))
-    windows = speaker_teacher._windows((half, long), 1)
+def test_short_speech_is_repeated_and_long_speech_cut_with_overlap():
+    short, long = noise(WINDOW // 2), noise(3 * WINDOW)
+    (repeated,) = speaker_teacher._windows(short)
+    np.testing.assert_array_equal(repeated, np.concatenate([short, short]))
+    windows = speaker_teacher._windows(long)
     assert [len(w) for w in windows] == [WINDOW] * 5
     np.testing.assert_array_equal(windows[1], long[WINDOW // 2 : WINDOW // 2 + WINDOW])
     np.testing.assert_array_equal(windows[-1], long[-WINDOW:])
@@ -112,6 +108,19 @@ def test_lessons_by_hand():
     np.testing.assert_allclose(lessons[0][0], np.array([3, -2]) / np.sqrt(13), rtol=1e-6)
     np.testing.assert_allclose(lessons[0][1], np.array([1, -2]) / np.sqrt(5), rtol=1e-6)
     np.testing.assert_allclose(lessons[1][0], np.array([-2, 2]) / np.sqrt(8), rtol=1e-6)
+
+
+def test_of_short_utterances_there_is_no_lesson(teacher, tmp_path):
+    ann, bob, cem = (noise(RATE), noise(RATE // 2)), (noise(2 * RATE),), (noise(RATE // 2),)
+    speech = SpeechSet(("ann", "bob", "cem"), (ann, bob, cem))
+    targets = teach_speakers(speech, tmp_path, 1.0, teacher).targets
+    lengths = [np.linalg.norm(target, axis=1) for target in targets]
+    np.testing.assert_allclose(np.concatenate(lengths), [1, 0, 1, 0], rtol=1e-6)
+    # two speakers were asked about: without what they have in common they point apart
+    np.testing.assert_allclose(targets[0][0], -targets[1][0], rtol=1e-4, atol=1e-6)
+    taught = teach_speakers(speech, tmp_path, 0.0, teacher).targets
+    assert all(target.any(axis=1).all() for target in taught)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_lessons_are_kept_for_the_same_speech_only(teacher, tmp_path):

@@ -142,20 +142,28 @@ def test_all_objectives_can_be_learnt():
         assert losses[-1] < 0.7 * losses[0]
 
 
-def test_the_lesson_of_a_voice_by_hand():
+def test_a_window_without_a_lesson_changes_nothing_of_the_others():
     torch.manual_seed(0)
     objective = training.VoiceObjective(0.125, 8, 4, lesson=6).eval()
     x, label = torch.randn(4, 1, 112, 96), torch.tensor([0, 1, 2, 3])
     target = torch.nn.functional.normalize(torch.randn(4, 6))
-    loss = objective.loss((x, label, target), 1.0).item()
-    embedding = objective.network(x).detach()
-    unit = torch.nn.functional.normalize(embedding)
-    foretold = torch.nn.functional.normalize(unit @ objective.foretell.weight.T.detach())
-    cosine = sum(float(foretold[i] @ target[i]) for i in range(4)) / 4
-    pairs = [(i, j) for i in range(4) for j in range(4)]
-    misses = [float(unit[i] @ unit[j] - target[i] @ target[j]) ** 2 for i, j in pairs]
-    margin = training.VOICE_MARGIN * objective.head(embedding, label, 1.0).item()
-    assert loss == pytest.approx(1 - cosine + 5 * sum(misses) / 16 + margin, rel=1e-4)
+    partly = target * torch.tensor([1.0, 1.0, 0.0, 0.0])[:, None]
+    none, some, all_ = (
+        objective.loss((x, label, t), 1.0).item() for t in (0 * target, partly, target)
+    )
+    unit = torch.nn.functional.normalize(objective.network(x)).detach()
+    cosine = torch.cosine_similarity(objective.foretell(unit), target).detach()
+
+    def lesson(count):
+        """Of the first windows: as foretold, and the similarities among them."""
+        pairs = [(i, j) for i in range(count) for j in range(count)]
+        misses = [float(unit[i] @ unit[j] - target[i] @ target[j]) ** 2 for i, j in pairs]
+        foretold = 1 - float(cosine[:count].mean())
+        structure = 5 * sum(misses) / len(misses)
+        return training.LESSON_WEIGHT * count / 4 * (foretold + structure)
+
+    assert some - none == pytest.approx(lesson(2), rel=1e-4)
+    assert all_ - none == pytest.approx(lesson(4), rel=1e-4)
 
 
 def test_a_finished_network_is_trained_further(data, tmp_path):

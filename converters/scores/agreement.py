@@ -7,7 +7,7 @@ ratio of the two weights is kept, since curves and fusion are measured on what i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,11 @@ from edgeid.runtime.agreement import Agreement, agreement_of
 from edgeid.runtime.score import Backend, similarity_matrix
 
 Array = NDArray[np.float64]
+PRIOR = 0.05  # of genuine comparisons; even chances overdo it (see ``fit_agreement``)
 ROUNDS = 8  # in which other samples of a person enrol
-IMPOSTORS = 50_000  # impostor comparisons of a round and view, at most
+IMPOSTORS = 20_000  # impostor comparisons of a round and view, at most
+GROUPS = 20  # of people, each of which is left out of a fit in turn
+LEAST_PEOPLE = 10
 
 
 @dataclass(frozen=True)
@@ -47,33 +50,39 @@ def fit_agreement(
 ) -> Agreement | None:
     """What agreement shall take from similarities; None where that does not help.
 
-    Templates and probes are of the same view: whoever says little when he enrols says little
-    later, and a poor camera stays where it is.
+    Templates and probes are of the same view: who says little at enrolment says little later,
+    and a poor camera stays where it is.
 
     Args:
-        people: their samples. The groups of the cross-fit are dealt in turn.
+        people: their samples.
         enrol: samples that enrol each; 1 gives None.
         probes: further samples compared, at most.
-        options: prior, penalty, number of groups, seed.
+        options: penalty and seed.
         backend: scores in place of the cosine.
+
+    Devices decide where false matches are rare, so genuine comparisons weigh ``PRIOR``, as in the
+    VoxCeleb speaker recognition challenges. Even chances give more weight to agreement, and too
+    much: EERs of the default model within three sets of speakers held out (Bengali digits,
+    commands, sentences) are 8.2, 6.9 and 3.9 % without it, 8.2, 5.7 and 3.5 at a weight of 0.66,
+    but 9.1, 6.0 and 3.7 at 1.0.
 
     The logarithmic loss of people who are left out of the fit has to fall by ``LEAST_GAIN``.
     """
     people = [own for own in people if len(own) > enrol]
-    if enrol < 2 or len(people) < 2 * options.folds:
+    if enrol < 2 or len(people) < LEAST_PEOPLE:
         return None
+    options = replace(options, prior=PRIOR)
     rng = np.random.default_rng(options.seed)
     rounds = ([own.permuted(rng) for own in people] for _ in range(ROUNDS))
-    parts = [
-        _compared(mixed, view, enrol, probes, options.folds, backend)
-        for mixed in rounds
-        for view in range(mixed[0].embeddings.shape[0])
-    ]
+    views = range(people[0].embeddings.shape[0])
+    parts = [_compared(own, view, enrol, probes, backend) for own in rounds for view in views]
     scores, agreements, genuine, groups = (
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("scores", "agreements", "genuine", "groups")
     )
-    low, usual, high = (float(q) for q in np.quantile(agreements, QUALITY_RANGE))
+    low, _, high = (float(q) for q in np.quantile(agreements, QUALITY_RANGE))
+    # of samples as recorded, so that one template and several keep to one threshold
+    usual = float(np.median(np.concatenate([part.agreements for part in parts[:: len(views)]])))
     if not low < high:
         return None
     columns = np.stack([scores, np.clip(agreements, low, high) - usual], axis=1)
@@ -92,7 +101,6 @@ def _compared(
     view: int,
     enrol: int,
     probes: int,
-    folds: int,
     backend: Backend | None,
 ) -> _Comparisons:
     templates = [own.embeddings[view, :enrol] for own in people]
@@ -107,7 +115,7 @@ def _compared(
     impostors = np.flatnonzero(~genuine)
     some = impostors[:: max(1, -(-len(impostors) // IMPOSTORS))]
     kept = np.concatenate([np.flatnonzero(genuine), some])
-    groups = np.stack([claimed.ravel(), owner.ravel()], axis=1)[kept] % folds
+    groups = np.stack([claimed.ravel(), owner.ravel()], axis=1)[kept] % GROUPS
     at = np.broadcast_to(agreements[:, None], scores.shape).ravel()[kept]
     return _Comparisons(scores.ravel()[kept], at, genuine[kept], groups)
 
@@ -115,13 +123,12 @@ def _compared(
 def _cross_fitted(
     columns: Array, genuine: NDArray[np.bool_], groups: NDArray[np.intp], options: FusionOptions
 ) -> Array:
-    """Log-odds (n,) of comparisons within a group by a fit to the others; NaN across groups."""
-    odds = np.full(len(genuine), np.nan)
-    for group in range(options.folds):
-        inside, outside = (groups == group).all(axis=1), (groups != group).all(axis=1)
-        if inside.any():
-            solution = _fit(columns[outside], genuine[outside], options)
-            odds[inside] = solution[0] + columns[inside] @ solution[1:]
+    """Log-odds (n,) of comparisons to a person, by a fit to those without anybody of the group."""
+    odds = np.empty(len(genuine))
+    for group in np.unique(groups[:, 0]):
+        claimed, others = groups[:, 0] == group, (groups != group).all(axis=1)
+        solution = _fit(columns[others], genuine[others], options)
+        odds[claimed] = solution[0] + columns[claimed] @ solution[1:]
     return odds
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -94,18 +93,19 @@ class SpeakerLessons:
     """What the teacher says of the utterances of a ``SpeechSet``, by speaker: (n_i, 192) each.
 
     A lesson is the mean of utterance and speaker, without what all voices have in common, and of
-    unit length.
+    unit length: words are too short for the teacher to tell much of one alone. Of utterances
+    that it was not asked about, zeros.
     """
 
     targets: tuple[Floats, ...]
 
 
 def teach_speakers(
-    speech: SpeechSet, cache: Path, teacher: SpeakerTeacher | None = None
+    speech: SpeechSet, cache: Path, shortest: float = 0.0, teacher: SpeakerTeacher | None = None
 ) -> SpeakerLessons:
-    """The lessons of all utterances, from ``cache`` if they are there."""
+    """The lessons of utterances of ``shortest`` seconds or more, from ``cache`` if there."""
     counts = [len(group) for group in speech.utterances]
-    digest = hashlib.sha256(b"filled with the speaker's next")
+    digest = hashlib.sha256(str(shortest).encode())
     for group in speech.utterances:
         for utterance in group:
             digest.update(utterance.tobytes())
@@ -114,7 +114,7 @@ def teach_speakers(
         with np.load(path, allow_pickle=False) as stored:
             rows = stored["embeddings"]
     else:
-        rows = embed_utterances(speech, teacher or SpeakerTeacher())
+        rows = embed_utterances(speech, teacher or SpeakerTeacher(), shortest)
         cache.mkdir(parents=True, exist_ok=True)
         memory = io.BytesIO()
         np.savez(memory, embeddings=rows)
@@ -123,10 +123,13 @@ def teach_speakers(
 
 
 def _lessons(groups: list[Floats]) -> tuple[Floats, ...]:
-    means = [group.mean(axis=0) for group in groups]
-    centre = np.mean(means, axis=0)
-    pairs = zip(groups, means, strict=True)
-    return tuple(_unit(group + mean - 2 * centre) for group, mean in pairs)
+    known = [group[group.any(axis=1)] for group in groups]
+    centre = np.mean([some.mean(axis=0) for some in known if len(some)], axis=0)
+    lessons = [np.zeros_like(group) for group in groups]
+    for lesson, group, some in zip(lessons, groups, known, strict=True):
+        if len(some):
+            lesson[group.any(axis=1)] = _unit(some + some.mean(axis=0) - 2 * centre)
+    return tuple(lessons)
 
 
 def _unit(rows: Floats) -> Floats:
@@ -134,8 +137,11 @@ def _unit(rows: Floats) -> Floats:
     return np.asarray(rows / np.where(length > 0, length, 1), np.float32)
 
 
-def embed_utterances(speech: SpeechSet, teacher: SpeakerTeacher) -> Floats:
-    """Unit embeddings (utterances, 192): of each the mean over windows that half overlap."""
+def embed_utterances(speech: SpeechSet, teacher: SpeakerTeacher, shortest: float = 0.0) -> Floats:
+    """Unit embeddings (utterances, 192): of each the mean over windows that half overlap.
+
+    Of utterances with less than ``shortest`` seconds, zeros.
+    """
     windows: list[Samples] = []
     owners: list[int] = []
     count = 0
@@ -148,8 +154,8 @@ def embed_utterances(speech: SpeechSet, teacher: SpeakerTeacher) -> Floats:
         owners.clear()
 
     for group in tqdm(speech.utterances, desc="teacher, voices", unit="speaker"):
-        for number in range(len(group)):
-            for window in _windows(group, number):
+        for utterance in group:
+            for window in _windows(utterance) if len(utterance) >= shortest * RATE else ():
                 windows.append(window)
                 owners.append(count)
             count += 1
@@ -160,18 +166,10 @@ def embed_utterances(speech: SpeechSet, teacher: SpeakerTeacher) -> Floats:
     return _unit(sums)
 
 
-def _windows(group: Sequence[Samples], number: int) -> list[Samples]:
-    """Stretches of 2 s of a speaker's utterance.
-
-    A short one is followed by the speaker's next, from the last on by the first: of a word said
-    over and over the teacher can tell little (training speakers of one-second commands, 150 with
-    two pairs of words each: EER 13.3 % of a word repeated, 5.5 % of two words).
-    """
-    speech = group[number]
-    following = number
-    while len(speech) < WINDOW:
-        following = (following + 1) % len(group)
-        speech = np.concatenate([speech, group[following]])[: max(WINDOW, len(speech))]
+def _windows(speech: Samples) -> list[Samples]:
+    """Stretches of 2 s; short speech is repeated, as the runtime repeats it."""
+    if len(speech) < WINDOW:
+        speech = np.resize(speech, WINDOW)
     slack = len(speech) - WINDOW
     starts = np.linspace(0, slack, 1 + -(-slack // (WINDOW // 2))).astype(int)
     return [speech[s : s + WINDOW] for s in starts]

@@ -30,8 +30,7 @@ FACE_LEFT, FACE_WIDTH = 8, 96  # the columns of a 112x112 crop that the network 
 
 FACE_OPTIONS = TrainOptions(steps=4200, rate=0.02, optimiser="muon")
 VOICE_OPTIONS = TrainOptions(steps=3000, rate=0.02, optimiser="muon")
-# Weights of the margin softmax beside a teacher's lessons.
-FACE_MARGIN, VOICE_MARGIN = 0.02, 0.01
+LESSON_WEIGHT = 20.0  # of a speaker encoder's lessons beside the margin softmax
 # Of the faces in a batch, crops as they are, which carry their identity; and how much all are
 # augmented. At first a network underfits; one that is trained further begins to know the crops.
 PLAIN_SHARE, STRENGTH = 0.5, 0.5
@@ -57,15 +56,14 @@ class FaceObjective(CNN20Objective):
         loss = embedding_loss(functional.normalize(embedding), target)
         known = label >= 0
         if known.any():
-            margin = self.head(embedding[known], label[known], min(1, 2 * progress))
-            loss = loss + FACE_MARGIN * margin
+            loss = loss + 0.02 * self.head(embedding[known], label[known], min(1, 2 * progress))
         return loss
 
 
 class VoiceObjective(CNN20Objective):
-    """Margin softmax over all training speakers, the margin rising over the first half; or,
-    where there is one, mostly what a public encoder says: its embeddings, foretold from ours by
-    one matrix, and its similarities, which ours shall have as they are."""
+    """Margin softmax over all training speakers, the margin rising over the first half; and,
+    where there is one, a public encoder's embeddings, foretold from ours by one matrix, and
+    its similarities, which ours shall have as they are."""
 
     def __init__(self, width: float, dim: int, classes: int, lesson: int = 0) -> None:
         super().__init__()
@@ -74,14 +72,16 @@ class VoiceObjective(CNN20Objective):
         self.foretell = nn.Linear(dim, lesson, bias=False) if lesson else None
 
     def loss(self, batch: Batch, progress: float) -> Tensor:
-        x, label, target = batch
+        x, label, target = batch  # a target of zeros: the teacher was not asked
         embedding = self.network(x).float()
-        margin: Tensor = self.head(embedding, label, min(1, 2 * progress))
-        if self.foretell is None:
-            return margin
-        unit = functional.normalize(embedding)
-        cosine = 1 - functional.cosine_similarity(self.foretell(unit), target).mean()
-        return cosine + STRUCTURE_WEIGHT * structure_error(unit, target) + VOICE_MARGIN * margin
+        loss: Tensor = self.head(embedding, label, min(1, 2 * progress))
+        asked = target.any(dim=1)
+        if self.foretell is not None and asked.any():
+            unit, target = functional.normalize(embedding[asked]), target[asked]
+            cosine = 1 - functional.cosine_similarity(self.foretell(unit), target)
+            lesson = cosine.mean() + STRUCTURE_WEIGHT * structure_error(unit, target)
+            loss = loss + LESSON_WEIGHT * asked.float().mean() * lesson
+        return loss
 
 
 def train_face(
@@ -150,7 +150,7 @@ def train_voice(
     dim: int = 128,
     data: Path | None = None,
     spec: VoiceSpec | None = None,
-    taught: bool = False,
+    taught: float | None = None,
     strength: float = 1.0,
     work: Path = Path("work"),
 ) -> Path:
@@ -159,7 +159,8 @@ def train_voice(
     A checkpoint already at ``out`` is resumed. The calibration speakers are left out.
 
     Args:
-        taught: learn from a public speaker encoder, see ``SpeakerTeacher``.
+        taught: learn from a public speaker encoder too, see ``SpeakerTeacher``, of utterances
+            with at least so many seconds of speech; it confuses short ones.
         strength: of augmentation, see ``SpeechSampler``.
 
     Raises:
@@ -175,8 +176,8 @@ def train_voice(
 
     lessons: tuple[np.ndarray[Any, np.dtype[np.float32]], ...] = ()
     lesson = 0
-    if taught:
-        lessons = teach_speakers(speech.at_all_speeds(), work / "teacher").targets
+    if taught is not None:
+        lessons = teach_speakers(speech.at_all_speeds(), work / "teacher", taught).targets
         lesson = DIM
 
     def draw(rng: np.random.Generator) -> Batch:
