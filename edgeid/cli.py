@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"edgeid {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"edgeid {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     cli_people.add_commands(commands)
     cli_models.add_commands(commands)

@@ -82,4 +82,5 @@ def agreement_of(centroids: Array, counts: ArrayLike) -> Array:
     """
     n = np.asarray(counts, np.float64)
     squares = np.square(centroids).sum(axis=1)
-    return np.asarray((n * squares - 1) / np.maximum(n - 1, 1) * (n > 1))
+    agreements = (n * squares - 1) / np.maximum(n - 1, 1) * (n > 1)
+    return np.asarray(agreements.clip(-1, 1))  # rounding may take it beyond

@@ -206,3 +206,13 @@ def test_usual_is_the_agreement_of_samples_as_recorded():
     alone, together = (fit_agreement(found, 3, 3, OPTIONS) for found in (plain, both))
     assert together.usual == pytest.approx(alone.usual, abs=1e-9)
     assert together.low < alone.low
+
+
+def test_equal_samples_are_no_trouble():
+    # rounding makes the cosine of a sample and its copy 1.0000000000000002
+    copies = [
+        Views(np.repeat(own.embeddings[:, :1], 6, axis=1), own.quality) for own in people(60, 1)
+    ]
+    assert fit_agreement(copies, 3, 3, OPTIONS) is None
+    same = np.float32([[0.1, 0.3, 0.7]] * 3)
+    assert agreement_of(unit(same).mean(axis=0, dtype=float)[None], [3]) <= 1

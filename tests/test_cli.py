@@ -32,6 +32,7 @@ COMMANDS = [
     ["label"],
     ["inspect"],
     ["convert"],
+    ["calibrate"],
     ["export"],
     ["eval", "faces"],
     ["eval", "voices"],

@@ -15,7 +15,7 @@ from edgeid.cli import build_parser, main
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^    edgeid (.+?)(?:\s+#.*)?$", README, re.MULTILINE)
-SLOW = ("train", "convert", "export", "demo")
+SLOW = ("train", "convert", "calibrate", "export", "demo")
 
 
 @pytest.fixture
