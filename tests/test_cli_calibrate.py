@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-import cv2
-import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="calibrating needs the extra convert")
@@ -20,7 +18,7 @@ from edgeid.runtime.model import Model
 from edgeid.runtime.score import Calibration
 from edgeid.runtime.voice import VoiceSpec
 
-from .test_people import write_speech
+from .test_people import write_people
 
 PEOPLE = 20
 
@@ -28,16 +26,7 @@ PEOPLE = 20
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("users")
-    rng = np.random.default_rng(0)
-    for person in range(PEOPLE):
-        face = rng.normal(128, 40, (14, 14))
-        for shot in range(5):
-            crop = np.kron(face + rng.normal(0, 20, face.shape), np.ones((8, 8)))
-            path = root / "faces" / f"p{person}" / f"{shot}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), np.clip(crop, 0, 255).astype(np.uint8))
-            name = root / "voices" / f"p{person}" / f"{shot}.wav"
-            write_speech(name, 100 + 7 * person + shot, seconds=1.5)
+    write_people(root, PEOPLE, shots=5, takes=5, noise=20)
     return root
 
 

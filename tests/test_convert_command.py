@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import cv2
 import numpy as np
 import pytest
 
@@ -21,7 +20,7 @@ from edgeid.runtime.model import Model
 
 from .networks import residual_graph
 from .test_convert import checkpoint
-from .test_people import write_speech
+from .test_people import write_people
 
 PEOPLE = 40
 
@@ -29,17 +28,7 @@ PEOPLE = 40
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("customer")
-    rng = np.random.default_rng(0)
-    for person in range(PEOPLE):
-        face = rng.normal(128, 40, (14, 14))
-        for shot in range(3):
-            crop = np.kron(face + rng.normal(0, 8, face.shape), np.ones((8, 8)))
-            path = root / "faces" / f"p{person}" / f"{shot}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), np.clip(crop, 0, 255).astype(np.uint8))
-        for take in range(2):
-            name = root / "voices" / f"p{person}" / f"{take}.wav"
-            write_speech(name, 100 + 4 * person + take, seconds=1.5)
+    write_people(root, PEOPLE, shots=3, takes=2, noise=8)
     checkpoint(root / "face.pt", voice=False)
     checkpoint(root / "voice.pt", voice=True)
     return root

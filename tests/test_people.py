@@ -36,6 +36,21 @@ def write_speech(path, pitch, seconds=2.0):
     soundfile.write(path, (0.1 * wave * loud + noise).astype(np.float32), 16000)
 
 
+def write_people(root, people, shots, takes, noise):
+    """Folders ``faces`` and ``voices``: so many crops and recordings of each person."""
+    rng = np.random.default_rng(0)
+    for person in range(people):
+        face = rng.normal(128, 40, (14, 14))
+        for shot in range(shots):
+            crop = np.kron(face + rng.normal(0, noise, face.shape), np.ones((8, 8)))
+            path = root / "faces" / f"p{person}" / f"{shot}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), np.clip(crop, 0, 255).astype(np.uint8))
+        for take in range(takes):
+            name = root / "voices" / f"p{person}" / f"{take}.wav"
+            write_speech(name, 100 + 4 * person + take, seconds=1.5)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("people")
