@@ -164,7 +164,7 @@ def convert(
     options = options or ConvertOptions()
     if options.calibrated and people is None:
         raise DataError("no people to calibrate with: give faces and voices, or no calibration")
-    _check_folder(out)
+    check_folder(out)
     folder = work or work_folder(out)
     pair, limits = networks.pair(), options.limits
     if limits.budget is not None:
@@ -281,7 +281,7 @@ def _file(
     )
 
 
-def _check_folder(out: Path) -> None:
+def check_folder(out: Path) -> None:
     """Better to know before the work of hours than after it."""
     if not out.parent.is_dir():
         raise ModelError(f"there is no folder {out.parent} to write {out.name} to")

@@ -45,9 +45,11 @@ def add_commands(commands: Commands) -> None:
 
 def calibrate(options: argparse.Namespace) -> Outcome:
     with convert_extra():
+        from edgeid.converters.convert import check_folder
         from edgeid.converters.model_scores import rescore_model
         from edgeid.runtime.format import write_model
 
+        check_folder(options.out)
         model = load_model(options)
         scores = rescore_model(model, *_people(options, model))
     version = options.model_version

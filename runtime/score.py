@@ -30,6 +30,7 @@ __all__ = [
     "FmrCurve",
     "Fusion",
     "Kind",
+    "centroids_of",
     "similarity",
     "similarity_matrix",
 ]
@@ -79,7 +80,7 @@ def similarity_matrix(
                 f"templates {templates.shape} do not fit probes {columns.shape}: "
                 "expected (n, d) with n >= 1 against (q, d)"
             )
-    centroids = np.stack([_normalised(templates).mean(axis=0) for templates in rows])
+    centroids = centroids_of(rows)
     compare = _cosines if backend is None else backend.scores
     scores = np.asarray(compare(_normalised(centroids), _normalised(columns)))
     if agreement is None:
@@ -87,6 +88,12 @@ def similarity_matrix(
     counts = [len(templates) for templates in rows]
     shifts = agreement.shifts(agreement_of(centroids, counts), counts)
     return np.maximum(scores - shifts[:, None], LOWEST_SCORE)
+
+
+def centroids_of(galleries: Sequence[ArrayLike]) -> NDArray[np.float64]:
+    """(people, d) mean of the L2-normalised templates (n_i, d) of each."""
+    rows = (np.asarray(templates, np.float64) for templates in galleries)
+    return np.stack([_normalised(templates).mean(axis=0) for templates in rows])
 
 
 def _cosines(rows: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -79,6 +79,9 @@ def test_what_cannot_be_calibrated_is_refused(folder, tmp_path, capsys):
     out = tmp_path / "m.edgeid"
     assert main(command(folder, out, "--model-version", "0", "--json")) == 2
     assert "version" in json.loads(capsys.readouterr().out)["error"]["message"]
+    nowhere = tmp_path / "none" / "m.edgeid"
+    assert main(command(folder, nowhere, "--json")) == 2  # before anybody is measured
+    assert "there is no folder" in json.loads(capsys.readouterr().out)["error"]["message"]
     model = Model.load()
     faces = read_faces(folder / "faces")
     speech = read_speech([folder / "voices"], VoiceSpec())

@@ -21,7 +21,7 @@ from edgeid.converters.scores.fusion import (
 )
 from edgeid.converters.scores.views import Views
 from edgeid.runtime.agreement import HEAVIEST, Agreement, agreement_of
-from edgeid.runtime.score import Backend, similarity_matrix
+from edgeid.runtime.score import Backend, centroids_of, similarity_matrix
 
 Array = NDArray[np.float64]
 PRIOR = 0.05  # of genuine comparisons; even chances overdo it (see ``fit_agreement``)
@@ -105,9 +105,7 @@ def _compared(
     templates = [own.embeddings[view, :enrol] for own in people]
     others = [own.embeddings[view, enrol : enrol + probes] for own in people]
     scores = similarity_matrix(templates, np.concatenate(others), backend)
-    units = [rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12) for rows in templates]
-    centroids = np.stack([rows.mean(axis=0, dtype=np.float64) for rows in units])
-    agreements = agreement_of(centroids, [enrol] * len(people))
+    agreements = agreement_of(centroids_of(templates), [enrol] * len(people))
     owners = np.repeat(np.arange(len(people)), [len(rows) for rows in others])
     claimed, owner = np.broadcast_arrays(np.arange(len(people))[:, None], owners)
     genuine = (claimed == owner).ravel()
