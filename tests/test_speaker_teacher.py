@@ -1,5 +1,7 @@
 """The public speaker encoder as teacher; network and weights are stood in for by small ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -17,9 +19,11 @@ from edgeid.converters.training.speaker_teacher import (  # noqa: E402
     SpeakerTeacher,
     log_mel,
     teach_speakers,
+    teach_stretches,
 )
-from edgeid.converters.training.speech import SpeechSet  # noqa: E402
+from edgeid.converters.training.speech import SpeechSampler, SpeechSet  # noqa: E402
 from edgeid.runtime.errors import DataError, MissingExtraError  # noqa: E402
+from edgeid.runtime.voice import VoiceSpec  # noqa: E402
 
 RNG = np.random.default_rng(0)
 SMALL = """
@@ -131,6 +135,48 @@ def test_lessons_are_kept_for_the_same_speech_only(teacher, tmp_path):
     np.testing.assert_array_equal(lessons.targets[0], again.targets[0])
     teach_speakers(speech_set(), tmp_path, teacher=teacher)  # other noise
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_stretches_can_be_heard_again(teacher, tmp_path):
+    sampler = SpeechSampler(speech_set(), (noise(RATE),), VoiceSpec())
+    lessons = teach_stretches(sampler, 40, 7, tmp_path, teacher)
+    waves = [sampler.stretch(np.random.default_rng((7, k))) for k in range(40)]
+    said = teacher(np.stack(waves)).numpy()
+    wanted = said - said.mean(axis=0)
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    assert ((lessons * wanted).sum(axis=1) > 0.99).all()  # half precision, batches of bfloat16
+
+
+def test_more_stretches_ask_about_the_new_ones_only(teacher, tmp_path, monkeypatch):
+    sampler = SpeechSampler(speech_set(), (noise(RATE),), VoiceSpec())
+    asked = []
+
+    def counted(waves):
+        asked.append(len(waves))
+        return teacher(waves)
+
+    monkeypatch.setattr(speaker_teacher, "SAVE_EVERY", 1)
+    whole = teach_stretches(sampler, 70, 7, tmp_path / "whole", counted)
+    assert asked == [32, 32, 6]
+
+    def broken(waves):
+        if sum(asked) >= 64:
+            raise KeyboardInterrupt
+        return counted(waves)
+
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt):
+        teach_stretches(sampler, 70, 7, tmp_path / "broken", broken)
+    np.testing.assert_array_equal(
+        teach_stretches(sampler, 70, 7, tmp_path / "broken", counted), whole
+    )
+    assert asked == [32, 32, 6]
+    fewer = teach_stretches(sampler, 8, 7, tmp_path / "whole")  # of those known, no teacher
+    assert fewer.shape == (8, DIM)
+    np.testing.assert_allclose(np.linalg.norm(fewer, axis=1), 1, rtol=1e-5)
+    for other in (replace(sampler, strength=0.5), replace(sampler, noise=(noise(RATE),))):
+        teach_stretches(other, 2, 7, tmp_path / "whole", counted)
+    assert len(list((tmp_path / "whole").iterdir())) == 3
 
 
 def test_a_missing_package_is_named(monkeypatch):

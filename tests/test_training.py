@@ -17,7 +17,7 @@ import soundfile  # noqa: E402
 
 from edgeid.converters.graphs.torch_graph import export_torch  # noqa: E402
 from edgeid.converters.networks.cnn20 import INPUT_SHAPE  # noqa: E402
-from edgeid.converters.training import training  # noqa: E402
+from edgeid.converters.training import speaker_distillation, speaker_teacher, training  # noqa: E402
 from edgeid.converters.training.checkpoint import (  # noqa: E402
     Checkpoint,
     load_network,
@@ -125,13 +125,15 @@ def test_all_objectives_can_be_learnt():
     torch.manual_seed(0)
     x = torch.randn(8, 1, 112, 96)
     target = torch.nn.functional.normalize(torch.randn(8, 8))
+    said = torch.nn.functional.normalize(torch.randn(8, speaker_teacher.DIM))
     label = torch.tensor([0, 1, 2, 3, 0, 1, -1, -1])
     for objective, batch in (
         (training.FaceObjective(0.125, 8, 4), (x, target, label)),
         (training.VoiceObjective(0.125, 8, 4), (x, label.clamp(min=0), torch.zeros(8, 0))),
         (training.VoiceObjective(0.125, 8, 4, lesson=8), (x, label.clamp(min=0), target)),
+        (speaker_distillation.SpeakerDistillation(0.125, 8), (x, said)),
     ):
-        optimiser = torch.optim.SGD(objective.parameters(), 0.02, momentum=0.9)
+        optimiser = torch.optim.SGD(objective.parameters(), 0.05, momentum=0.9)
         losses = []
         for _ in range(15):
             loss = objective.loss(batch, 1.0)
@@ -216,6 +218,67 @@ def test_a_network_of_a_model_file_is_trained_further(data, tmp_path):
     further = replace(FAST, start=model)
     with pytest.raises(DataError, match="another training"):
         train_voice(tmp_path / "v.pt", further, width=0.25, dim=8, data=data)
+
+
+def test_the_voice_network_copies_a_teacher_without_labels(data, tmp_path, monkeypatch):
+    """The teacher says how loud which of 192 stretches of time are, level and noise aside."""
+
+    class Loudness:
+        def __call__(self, waves):
+            cut = waves[:, : waves.shape[1] // 192 * 192].reshape(len(waves), 192, -1)
+            return torch.nn.functional.normalize(torch.from_numpy((cut**2).mean(axis=2)))
+
+    monkeypatch.setattr(speaker_teacher, "SpeakerTeacher", Loudness)
+
+    def distil(name, options, stretches=40):
+        return speaker_distillation.distil_voice(
+            tmp_path / name,
+            options,
+            stretches=stretches,
+            width=0.125,
+            dim=8,
+            data=data,
+            strength=0.2,
+            work=tmp_path,
+        )
+
+    with pytest.raises(DataError, match="got 0"):
+        distil("none.pt", FAST, stretches=0)
+    short = replace(FAST, steps=2, save_every=1)
+    network = load_network(distil("a.pt", short))
+    again = load_network(distil("b.pt", short))
+    assert network.average_time
+    for ours, theirs in zip(network.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with pytest.raises(DataError, match="checkpoint of another training"):
+        run("voice", data, tmp_path / "a.pt", FAST, tmp_path)
+
+
+def test_what_is_said_of_a_stretch_goes_with_that_stretch(data, tmp_path, monkeypatch):
+    """Each stretch is told by its number: the teacher of number k says the k-th unit vector."""
+    drawn = []
+
+    def caught(_objective, draw, _options, out, _title):
+        drawn.append(draw(np.random.default_rng(0)))
+        return out
+
+    def lessons(sampler, count, seed, _cache):
+        waves = [sampler.stretch(np.random.default_rng((seed, k))) for k in range(count)]
+        plain = replace(sampler, strength=0.0)
+        heard.extend(plain.hear(wave[None], np.random.default_rng(0))[0, 0] for wave in waves)
+        return np.eye(count, speaker_teacher.DIM, dtype=np.float32)
+
+    heard = []
+    monkeypatch.setattr(speaker_distillation, "train", caught)
+    monkeypatch.setattr(speaker_distillation, "teach_stretches", lessons)
+    monkeypatch.setattr(speaker_distillation, "SHORT_SHARE", 0.0)
+    speaker_distillation.distil_voice(
+        tmp_path / "x.pt", FAST, stretches=12, data=data, strength=0.0, work=tmp_path
+    )
+    ((windows, targets),) = drawn
+    assert windows.shape == (FAST.batch, 1, 112, 96)
+    for window, target in zip(windows.numpy(), targets.numpy(), strict=True):
+        np.testing.assert_allclose(window[0], heard[int(target.argmax())], atol=1e-5)
 
 
 def test_another_training_is_not_resumed(data, tmp_path):

@@ -15,6 +15,7 @@ import io
 from dataclasses import dataclass
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import kaldi_native_fbank as kaldi
 import numpy as np
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from edgeid.converters.training.speech import SpeechSet
+from edgeid.converters.training.speech import SpeechSampler, SpeechSet
 from edgeid.runtime.audio import Samples
 from edgeid.runtime.errors import DataError, MissingExtraError
 from edgeid.runtime.replacement import replace_file
@@ -38,6 +39,7 @@ RATE, MELS = 16_000, 80
 WINDOW = 2 * RATE  # samples
 DIM = 192
 BATCH = 32
+SAVE_EVERY = 100  # batches
 
 
 class SpeakerTeacher:
@@ -111,14 +113,10 @@ def teach_speakers(
             digest.update(utterance.tobytes())
     path = cache / f"campplus-{digest.hexdigest()[:16]}.npz"
     if path.is_file():
-        with np.load(path, allow_pickle=False) as stored:
-            rows = stored["embeddings"]
+        rows = _read_rows(path)
     else:
         rows = embed_utterances(speech, teacher or SpeakerTeacher(), shortest)
-        cache.mkdir(parents=True, exist_ok=True)
-        memory = io.BytesIO()
-        np.savez(memory, embeddings=rows)
-        replace_file(path, memory.getvalue())
+        _write_rows(path, rows)
     return SpeakerLessons(_lessons(np.split(rows, np.cumsum(counts)[:-1])))
 
 
@@ -135,6 +133,58 @@ def _lessons(groups: list[Floats]) -> tuple[Floats, ...]:
 def _unit(rows: Floats) -> Floats:
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.where(length > 0, length, 1), np.float32)
+
+
+def teach_stretches(
+    sampler: SpeechSampler,
+    count: int,
+    seed: int,
+    cache: Path,
+    teacher: SpeakerTeacher | None = None,
+) -> Floats:
+    """What the teacher says of ``count`` stretches of speech: unit lessons (count, 192).
+
+    Number k is ``sampler.stretch`` with the generator of ``(seed, k)``, so a student can hear
+    what the teacher heard. A lesson is without what all voices have in common.
+
+    What is in ``cache`` is not asked again: an interrupted run goes on, a larger count adds.
+    """
+    path = cache / f"campplus-{_digest(sampler, seed)}.npz"
+    parts = [_read_rows(path) if path.is_file() else np.zeros((0, DIM), np.float16)]
+    known = len(parts[0])
+    with tqdm(total=count, initial=min(known, count), desc="teacher, voices") as bar:
+        while known < count:
+            numbers = range(known, min(known + BATCH, count))
+            waves = [sampler.stretch(np.random.default_rng((seed, k))) for k in numbers]
+            teacher = teacher or SpeakerTeacher()
+            parts.append(teacher(np.stack(waves)).numpy().astype(np.float16))
+            known += len(numbers)
+            bar.update(len(numbers))
+            if known == count or len(parts) > SAVE_EVERY:
+                parts = [np.concatenate(parts)]
+                _write_rows(path, parts[0])
+    rows = np.concatenate(parts)[:count].astype(np.float32)
+    return _unit(rows - rows.mean(axis=0))
+
+
+def _digest(sampler: SpeechSampler, seed: int) -> str:
+    digest = hashlib.sha256(f"{seed} {sampler.strength} {sampler.spec}".encode())
+    for group in (*sampler.speech.utterances, sampler.noise):
+        for clip in group:
+            digest.update(clip.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read_rows(path: Path) -> NDArray[Any]:
+    with np.load(path, allow_pickle=False) as stored:
+        return np.asarray(stored["embeddings"])
+
+
+def _write_rows(path: Path, rows: NDArray[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    memory = io.BytesIO()
+    np.savez(memory, embeddings=rows)
+    replace_file(path, memory.getvalue())
 
 
 def embed_utterances(speech: SpeechSet, teacher: SpeakerTeacher, shortest: float = 0.0) -> Floats:

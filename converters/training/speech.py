@@ -12,9 +12,17 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.fft import next_fast_len
 from tqdm import tqdm
 
+from edgeid.converters.training.acoustics import (
+    band_limit,
+    colour,
+    fill,
+    mask,
+    mix,
+    play,
+    reverberate,
+)
 from edgeid.converters.training.faces import is_calibration
 from edgeid.converters.training.speaking_styles import Styles, restyle
 from edgeid.runtime.audio import Samples, load_audio, resample
@@ -112,6 +120,13 @@ def read_noise(archive: Path, spec: VoiceSpec) -> tuple[Samples, ...]:
     return tuple(c for c in clips if len(c) >= spec.rate and np.abs(c).max() > 1e-3)
 
 
+def read_training(data: Path, spec: VoiceSpec) -> tuple[SpeechSet, tuple[Samples, ...]]:
+    """The training speakers of a folder of data sets, and its noise."""
+    folder = data / "speech"
+    archives = [folder / "train_sentences.zip", folder / "train_words.zip"]
+    return read_speech(archives, spec).split()[0], read_noise(folder / "noise.zip", spec)
+
+
 @dataclass(frozen=True)
 class SpeechBatch:
     """What ``SpeechSampler.draw`` gives; N windows.
@@ -161,6 +176,21 @@ class SpeechSampler:
                 for speaker, first, speed in zip(speakers, utterances, speeds, strict=True)
             ]
         )
+        classes = speakers + speeds * len(self.speech.speakers)
+        return SpeechBatch(self.hear(waves, rng), classes, np.array(utterances))
+
+    def stretch(self, rng: np.random.Generator) -> Samples:
+        """As much augmented speech as a window takes, of anybody at any speed.
+
+        Words are followed by others of the same speaker, so that there is more to tell by.
+        """
+        speaker = int(rng.choice(len(self.speech.speakers), p=self.speech.weights))
+        speed = 1.0 if rng.random() < SPEED_SHARES[0] else rng.uniform(min(SPEEDS), max(SPEEDS))
+        first = int(rng.integers(len(self.speech.utterances[speaker])))
+        return self._augment(self._take(speaker, first, speed, rng, more=1.0), rng)
+
+    def hear(self, waves: Samples, rng: np.random.Generator) -> NDArray[np.float32]:
+        """Windows (N, 1, frames, mels) of waves (N, samples), in another style of speaking."""
         power = power_spectrum(waves, self.spec)
         styles = replace(self.styles, share=self.styles.share * self.strength)
         for window in power:
@@ -168,19 +198,23 @@ class SpeechSampler:
         features = decibels(power, self.spec)
         for window in features:
             if rng.random() < 0.7 * self.strength:
-                _colour(window, rng)
+                colour(window, rng)
         windows = normalise_windows(features, self.spec)
         for window in windows:
-            _mask(window[0], 0.5 * self.strength, rng)
-        classes = speakers + speeds * len(self.speech.speakers)
-        return SpeechBatch(windows, classes, np.array(utterances))
+            mask(window[0], 0.5 * self.strength, rng)
+        return windows
 
-    def _take(self, speaker: int, first: int, speed: float, rng: np.random.Generator) -> Samples:
-        """A stretch of speech as long as a window, from utterance ``first``, at ``speed``."""
+    def _take(
+        self, speaker: int, first: int, speed: float, rng: np.random.Generator, more: float = 0.5
+    ) -> Samples:
+        """A stretch of speech as long as a window, from utterance ``first``, at ``speed``.
+
+        Where that is too short, others follow with the chance ``more``; else it is repeated.
+        """
         utterances = self.speech.utterances[speaker]
         length = math.ceil(self.spec.window_samples * speed) + 1
         clip = utterances[first]
-        while len(clip) < length and rng.random() < 0.5:  # else the same words are repeated
+        while len(clip) < length and rng.random() < more:
             clip = np.concatenate([clip, utterances[rng.integers(len(utterances))]])
         if len(clip) < length:
             clip = np.resize(clip, length)
@@ -195,7 +229,7 @@ class SpeechSampler:
             wave = band_limit(wave, self.spec.rate, rng)
         if rng.random() < 0.6 * self.strength:
             noise = self.noise[rng.integers(len(self.noise))]
-            wave = mix(wave, _stretch(noise, len(wave), rng), rng.uniform(3, 25))
+            wave = mix(wave, fill(noise, len(wave), rng), rng.uniform(3, 25))
         if rng.random() < 0.1 * self.strength:
             stranger = int(rng.integers(len(self.speech.speakers)))
             first = int(rng.integers(len(self.speech.utterances[stranger])))
@@ -203,64 +237,3 @@ class SpeechSampler:
         if rng.random() < 0.05 * self.strength:  # overdriven
             wave = np.clip(wave * rng.uniform(1, 3) / np.abs(wave).max(), -1, 1)
         return wave
-
-
-def play(clip: Samples, speed: float) -> Samples:
-    """Play faster or slower, with the pitch going along."""
-    if speed == 1.0:
-        return clip
-    places = np.arange(int((len(clip) - 1) / speed) + 1) * speed
-    return np.asarray(np.interp(places, np.arange(len(clip)), clip), np.float32)
-
-
-def mix(wave: Samples, noise: Samples, snr: float) -> Samples:
-    """Add ``noise`` at a signal-to-noise ratio of ``snr`` dB."""
-    signal_power, noise_power = np.mean(wave**2), np.mean(noise**2)
-    gain = np.sqrt(signal_power / (noise_power + 1e-12)) * 10 ** (-snr / 20)
-    return (wave + np.float32(gain) * noise).astype(np.float32)
-
-
-def _stretch(noise: Samples, length: int, rng: np.random.Generator) -> Samples:
-    return np.resize(np.roll(noise, -int(rng.integers(len(noise)))), length)
-
-
-def reverberate(wave: Samples, rate: int, rng: np.random.Generator) -> Samples:
-    """Convolve with a synthetic room: a direct path and exponentially decaying noise."""
-    decay_time = rng.uniform(0.1, 0.6)  # RT60 in seconds
-    time = np.arange(int(decay_time * rate * 0.7)) / rate
-    tail = rng.standard_normal(len(time)) * np.exp(-6.9 * time / decay_time)
-    delay = int(rng.uniform(0.001, 0.01) * rate)
-    tail[:delay] = 0
-    tail *= rng.uniform(0.2, 1.0) / (np.sqrt((tail**2).sum()) + 1e-9)
-    tail[0] = 1.0
-    size = next_fast_len(len(wave) + len(tail), real=True)
-    spectrum = np.fft.rfft(wave, size) * np.fft.rfft(tail.astype(np.float32), size)
-    return np.fft.irfft(spectrum, size)[: len(wave)].astype(np.float32)
-
-
-def band_limit(wave: Samples, rate: int, rng: np.random.Generator) -> Samples:
-    """A telephone or a cheap microphone: cut below 50-300 Hz and above 3.2-6 kHz."""
-    size = next_fast_len(len(wave), real=True)
-    spectrum = np.fft.rfft(wave, size)
-    hertz = np.linspace(0, rate / 2, len(spectrum))
-    low, high = rng.uniform(50, 300), rng.uniform(3200, 6000)
-    response = 1 / (1 + (low / np.maximum(hertz, 1)) ** 4) / (1 + (hertz / high) ** 12)
-    return np.fft.irfft(spectrum * response, size)[: len(wave)].astype(np.float32)
-
-
-def _colour(decibels: NDArray[np.float32], rng: np.random.Generator) -> None:
-    """Another microphone: a smooth random curve over frequency, added in place."""
-    knots = rng.normal(0, rng.uniform(0.5, 4), 6)
-    bands = decibels.shape[1]
-    decibels += np.interp(np.linspace(0, 5, bands), np.arange(6), knots).astype(np.float32)
-
-
-def _mask(window: NDArray[np.float32], share: float, rng: np.random.Generator) -> None:
-    """Blank a band and a stretch of time (SpecAugment, Park et al. 2019), in place."""
-    frames, bands = window.shape
-    if rng.random() < share:
-        width, start = rng.integers(1, 12), rng.integers(bands - 12)
-        window[:, start : start + width] = 0
-    if rng.random() < share:
-        width, start = rng.integers(1, 16), rng.integers(frames - 16)
-        window[start : start + width] = 0

@@ -20,7 +20,7 @@ from edgeid.converters.training.checkpoint import CNN20Objective
 from edgeid.converters.training.faces import augment, data_directory, read_faces
 from edgeid.converters.training.margin import MarginSoftmax
 from edgeid.converters.training.speaker_teacher import DIM, teach_speakers
-from edgeid.converters.training.speech import SpeechSampler, read_noise, read_speech
+from edgeid.converters.training.speech import SpeechSampler, read_training
 from edgeid.converters.training.teacher import OnnxTeacher, label_view
 from edgeid.converters.training.training_loop import Batch, TrainOptions, train
 from edgeid.runtime.voice import VoiceSpec
@@ -168,10 +168,7 @@ def train_voice(
     """
     torch.set_num_threads(options.threads)
     data, spec = data or data_directory(), spec or VoiceSpec()
-    folder = data / "speech"
-    archives = [folder / "train_sentences.zip", folder / "train_words.zip"]
-    speech, _ = read_speech(archives, spec).split()
-    noise = read_noise(folder / "noise.zip", spec)
+    speech, noise = read_training(data, spec)
     sampler = SpeechSampler(speech, noise, spec, strength=strength)
 
     lessons: tuple[np.ndarray[Any, np.dtype[np.float32]], ...] = ()

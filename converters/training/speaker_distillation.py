@@ -1,0 +1,94 @@
+"""Train the voice network to say what a public speaker encoder says of the same speech.
+
+Nobody's name is needed: speech at any speed is somebody's, and the encoder knows how near two
+voices are. Labels teach a network to tell a few thousand speakers apart, which it can do by the
+room each was recorded in; an encoder trained on 200,000 people goes by the voice.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgeid.converters.graphs.embedding_loss import STRUCTURE_WEIGHT, structure_error
+from edgeid.converters.networks.cnn20 import CNN20
+from edgeid.converters.training.acoustics import shorten
+from edgeid.converters.training.checkpoint import CNN20Objective
+from edgeid.converters.training.faces import data_directory
+from edgeid.converters.training.speaker_teacher import DIM, teach_stretches
+from edgeid.converters.training.speaking_styles import Styles
+from edgeid.converters.training.speech import SpeechSampler, read_training
+from edgeid.converters.training.training_loop import Batch, TrainOptions, train
+from edgeid.runtime.errors import DataError
+from edgeid.runtime.voice import VoiceSpec
+
+SHORT_SHARE, SHORTEST = 0.3, 0.35  # of the windows; seconds of speech in the shortest
+
+
+class SpeakerDistillation(CNN20Objective):
+    """The encoder's embeddings, foretold from ours by one matrix, and its similarities."""
+
+    def __init__(self, width: float, dim: int) -> None:
+        super().__init__()
+        self.network = CNN20(width, dim, average_time=True)
+        self.foretell = nn.Linear(dim, DIM, bias=False)
+
+    def loss(self, batch: Batch, progress: float) -> Tensor:  # noqa: ARG002
+        x, target = batch
+        unit = functional.normalize(self.network(x).float())
+        cosine = 1 - functional.cosine_similarity(self.foretell(unit).float(), target)
+        return cosine.mean() + STRUCTURE_WEIGHT * structure_error(unit, target)
+
+
+def distil_voice(
+    out: Path,
+    options: TrainOptions,
+    *,
+    stretches: int,
+    width: float = 0.5,
+    dim: int = 128,
+    data: Path | None = None,
+    spec: VoiceSpec | None = None,
+    strength: float = 1.0,
+    work: Path = Path("work"),
+) -> Path:
+    """Train a speaker CNN-20 on ``speech/train_*.zip`` without labels; a checkpoint at ``out``.
+
+    The encoder hears a stretch of speech as long as a window, noise and all. The network hears
+    the same in another style of speaking, over another microphone, and sometimes only a word of
+    it: what it is to say does not change. A checkpoint already at ``out`` is resumed. The
+    calibration speakers are left out.
+
+    Args:
+        stretches: of speech that the encoder is asked about, see ``teach_stretches``; some 100
+            a second on two cores.
+        strength: of augmentation, see ``SpeechSampler``.
+
+    Raises:
+        DataError: no stretches, or data or checkpoint is missing or does not fit.
+        MissingExtraError: the package with the encoder is missing.
+    """
+    if stretches < 1:
+        raise DataError(f"a student needs stretches of speech to learn from, got {stretches}")
+    torch.set_num_threads(options.threads)
+    data, spec = data or data_directory(), spec or VoiceSpec()
+    speech, noise = read_training(data, spec)
+    # Here a change of style costs nothing that identity could be told by, so all may change.
+    sampler = SpeechSampler(speech, noise, spec, Styles(share=1.0), strength)
+    lessons = teach_stretches(sampler, stretches, options.seed, work / "teacher")
+    shortest = round(SHORTEST * spec.rate)
+
+    def draw(rng: np.random.Generator) -> Batch:
+        numbers = rng.integers(stretches, size=options.batch)
+        waves = [sampler.stretch(np.random.default_rng((options.seed, k))) for k in numbers]
+        for i in np.flatnonzero(rng.random(options.batch) < SHORT_SHARE):
+            waves[i] = shorten(waves[i], int(rng.integers(shortest, len(waves[i]))), rng)
+        windows = sampler.hear(np.stack(waves), rng)
+        return torch.from_numpy(windows), torch.from_numpy(lessons[numbers])
+
+    torch.manual_seed(options.seed)
+    return train(SpeakerDistillation(width, dim), draw, options, out, "voice")
