@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import cv2
@@ -18,6 +19,7 @@ from edgeid.converters.training.speech import SpeechSet
 from edgeid.runtime.audio import Samples
 from edgeid.runtime.errors import CalibrationError, DataError
 from edgeid.runtime.face_quality import sharpness
+from edgeid.runtime.format import ModelFile
 from edgeid.runtime.model import FACE, VOICE, Model
 from edgeid.runtime.score import MODALITIES, Backend, Calibration
 from edgeid.runtime.voice import VoiceSpec, cut_windows
@@ -45,39 +47,56 @@ def score_model(model: Model, people: People, scoring: Scoring = "cosine") -> Ca
     Raises:
         CalibrationError: nobody is named, or too few people are.
     """
-    faces: dict[str, Views] = {}
-    voices: dict[str, Views] = {}
-    if people.faces:
-        faces = view_people(model, people.faces[1])
-    if people.speech:
-        voices = view_speakers(model, people.speech[1], people.voice)
-    held = {FACE: _recorded(faces), VOICE: _recorded(voices)}
-    backends = _learn_backends(model, people, held) if scoring == "joint-bayesian" else {}
-    return calibrate(faces, one_set(voices), options=OPTIONS, backends=backends)
+    faces = None if people.faces is None else people.faces[1]
+    speech = None if people.speech is None else people.speech[1]
+    views = _view(model, faces, speech, people.voice)
+    backends = _learn_backends(model, people, views) if scoring == "joint-bayesian" else {}
+    return _measure(views, backends)
 
 
-def rescore_model(model: Model, faces: FaceSet | None, speech: SpeechSet | None) -> Calibration:
-    """Measure anew what the scores of a finished model mean; its back ends are kept.
+def recalibrate(
+    model: Model, faces: FaceSet | None, speech: SpeechSet | None, version: int | None = None
+) -> ModelFile:
+    """The model with what its scores mean measured anew; networks and back ends are kept.
 
     Args:
         faces, speech: people none of whom the networks were trained on, like those who will use
             the device; of each modality that the model has.
+        version: of the new model; by default one more than it has.
 
     Raises:
-        DataError: people are missing, or nobody is named.
+        DataError: people are missing, or nobody is named; a version below 1.
         CalibrationError: too few people are.
     """
+    file = model.file
+    version = file.model_version + 1 if version is None else version
+    if version < 1:
+        raise DataError(f"a model's version is 1 or more, got {version}")
     for kind, there, given in ((FACE, model.face_spec, faces), (VOICE, model.voice_spec, speech)):
         if there is not None and (given is None or not given.labelled):
             raise DataError(
                 f"the model compares {kind}s: give samples of people who are named by their folders"
             )
-    seen = view_people(model, faces) if faces is not None and model.face_spec else {}
     spec = model.voice_spec
-    heard = view_speakers(model, speech, spec) if speech is not None and spec else {}
-    kept = {kind: model.calibration.backend(kind) for kind in MODALITIES}
-    backends = {str(kind): backend for kind, backend in kept.items() if backend is not None}
-    return calibrate(seen, one_set(heard), options=OPTIONS, backends=backends)
+    views = _view(model, faces if model.face_spec else None, speech if spec else None, spec)
+    kept = {str(kind): model.calibration.backend(kind) for kind in MODALITIES}
+    scores = _measure(views, {kind: part for kind, part in kept.items() if part is not None})
+    # measured error rates in the card were those of the old thresholds
+    card = {name: part for name, part in file.card.items() if name != "metrics"}
+    return replace(file, calibration=scores.to_dict(), card=card, model_version=version)
+
+
+def _view(
+    model: Model, faces: FaceSet | None, speech: SpeechSet | None, spec: VoiceSpec | None
+) -> dict[str, dict[str, Views]]:
+    return {
+        FACE: {} if faces is None else view_people(model, faces),
+        VOICE: {} if speech is None or spec is None else view_speakers(model, speech, spec),
+    }
+
+
+def _measure(views: dict[str, dict[str, Views]], backends: dict[str, Backend]) -> Calibration:
+    return calibrate(views[FACE], one_set(views[VOICE]), options=OPTIONS, backends=backends)
 
 
 def _recorded(views: dict[str, Views]) -> Embedded:
@@ -85,7 +104,9 @@ def _recorded(views: dict[str, Views]) -> Embedded:
     return {name: own.embeddings[0] for name, own in views.items()}
 
 
-def _learn_backends(model: Model, people: People, held: dict[str, Embedded]) -> dict[str, Backend]:
+def _learn_backends(
+    model: Model, people: People, views: dict[str, dict[str, Views]]
+) -> dict[str, Backend]:
     known = {}
     if people.faces:
         known[FACE] = embed_people(model, people.faces[0])
@@ -96,7 +117,8 @@ def _learn_backends(model: Model, people: People, held: dict[str, Embedded]) -> 
         if len(groups) < 2:
             raise CalibrationError(f"{kind}: nobody is named, so no back end can be learnt")
         rows, labels, sets = _stacked(groups)
-        others = HeldPeople(*_stacked(held[kind])) if held[kind] else None
+        held = _recorded(views[kind])
+        others = HeldPeople(*_stacked(held)) if held else None
         options, _ = choose_shrinkage(rows, labels, sets=sets, others=others)
         backends[kind] = learn_backend(rows, labels, options, sets)
     return backends

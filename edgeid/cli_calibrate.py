@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,21 +45,16 @@ def add_commands(commands: Commands) -> None:
 def calibrate(options: argparse.Namespace) -> Outcome:
     with convert_extra():
         from edgeid.converters.convert import check_folder
-        from edgeid.converters.model_scores import rescore_model
+        from edgeid.converters.model_scores import recalibrate
         from edgeid.runtime.format import write_model
 
         check_folder(options.out)
         model = load_model(options)
-        scores = rescore_model(model, *_people(options, model))
-    version = options.model_version
-    if version is None:
-        version = model.file.model_version + 1
-    # measured error rates in the card were those of the old thresholds
-    card = {name: part for name, part in model.file.card.items() if name != "metrics"}
-    file = replace(model.file, calibration=scores.to_dict(), card=card, model_version=version)
+        file = recalibrate(model, *_people(options, model), options.model_version)
     size = write_model(file, options.out)
-    result = {"out": str(options.out), "bytes": size, "calibration": scores.to_dict()}
-    return Outcome(result, [f"wrote {options.out}: {size:,} bytes", *_summary(scores)])
+    result = {"out": str(options.out), "bytes": size, "calibration": file.calibration}
+    summary = _summary(Calibration.from_dict(file.calibration))
+    return Outcome(result, [f"wrote {options.out}: {size:,} bytes", *summary])
 
 
 def _people(options: argparse.Namespace, model: Model) -> tuple[FaceSet | None, SpeechSet | None]:

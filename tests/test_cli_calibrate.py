@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch", reason="calibrating needs the extra convert")
 
 from edgeid.cli import main
-from edgeid.converters.model_scores import rescore_model
+from edgeid.converters.model_scores import recalibrate
 from edgeid.converters.training.faces import read_faces
 from edgeid.converters.training.speech import read_speech
 from edgeid.fingerprint import model_fingerprint
@@ -87,8 +87,10 @@ def test_what_cannot_be_calibrated_is_refused(folder, tmp_path, capsys):
     speech = read_speech([folder / "voices"], VoiceSpec())
     few = faces.subset(faces.labels < 6)
     with pytest.raises(CalibrationError, match="6 people have 4 or more samples"):
-        rescore_model(model, few, speech)
+        recalibrate(model, few, speech)
     nobody = read_speech([folder / "voices" / "p1"], VoiceSpec())
     with pytest.raises(DataError, match="named by their folders"):
-        rescore_model(model, faces, nobody)
+        recalibrate(model, faces, nobody)
+    with pytest.raises(DataError, match="1 or more, got 0"):
+        recalibrate(model, None, None, 0)  # before anybody is looked for
     assert not out.exists()

@@ -18,6 +18,7 @@ from edgeid.converters.scores.fusion import (
     FusionOptions,
     held_out_loss,
     newton,
+    trial_weights,
 )
 from edgeid.converters.scores.views import Views
 from edgeid.runtime.agreement import HEAVIEST, Agreement, agreement_of
@@ -131,8 +132,7 @@ def _cross_fitted(
 
 def _fit(columns: Array, genuine: NDArray[np.bool_], options: FusionOptions) -> Array:
     """Bias and weights of the regression, genuine comparisons at the prior."""
-    count = int(genuine.sum())
-    share = np.where(genuine, options.prior / count, (1 - options.prior) / (len(genuine) - count))
+    share = trial_weights(genuine, options.prior)
     spread = np.sqrt(share @ (columns - share @ columns) ** 2).clip(1e-12)
     ones = np.ones((len(genuine), 1))
     solution = newton(np.hstack([ones, columns / spread]), genuine, share, options.l2)

@@ -174,6 +174,12 @@ def held_out_loss(scores: Array, y: NDArray[np.bool_], options: FusionOptions) -
     return float(options.prior * genuine + (1 - options.prior) * impostor)
 
 
+def trial_weights(genuine: NDArray[np.bool_], prior: float) -> Array:
+    """Weights (n,) of trials, those of genuine ones (n,) adding up to ``prior``, all to 1."""
+    count = int(genuine.sum())
+    return np.where(genuine, prior / count, (1 - prior) / (len(genuine) - count))
+
+
 def _trials(
     face_scores: ArrayLike, voice_scores: ArrayLike, labels: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -197,7 +203,7 @@ def _fit(x: Array, y: NDArray[np.bool_], measures: Measures, options: FusionOpti
     genuine = int(y.sum())
     if not 0 < genuine < len(y):
         raise CalibrationError(f"{genuine} genuine of {len(y)} trials: needs both kinds")
-    weights = np.where(y, options.prior / genuine, (1 - options.prior) / (len(y) - genuine))
+    weights = trial_weights(y, options.prior)
     scales = [None if part is None else _range(part) for part in measures]
     columns = np.column_stack(
         [x, *(_quality_columns(*o) for o in zip(x.T, measures, scales, strict=True))]
