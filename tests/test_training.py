@@ -23,11 +23,13 @@ from edgeid.converters.training.checkpoint import (  # noqa: E402
     load_network,
     read_checkpoint,
 )
+from edgeid.converters.training.speech import SpeechSampler, SpeechSet  # noqa: E402
 from edgeid.converters.training.training import train_face, train_voice  # noqa: E402
 from edgeid.converters.training.training_loop import TrainOptions  # noqa: E402
 from edgeid.runtime.errors import DataError  # noqa: E402
 from edgeid.runtime.format import ModelFile, write_model  # noqa: E402
 from edgeid.runtime.graph import merge_graphs  # noqa: E402
+from edgeid.runtime.voice import VoiceSpec  # noqa: E402
 
 KINDS = ("face", "voice")
 FAST = TrainOptions(steps=4, batch=8, rate=0.05, save_every=2)
@@ -252,6 +254,38 @@ def test_the_voice_network_copies_a_teacher_without_labels(data, tmp_path, monke
         torch.testing.assert_close(ours, theirs)
     with pytest.raises(DataError, match="checkpoint of another training"):
         run("voice", data, tmp_path / "a.pt", FAST, tmp_path)
+
+    # from labels to lessons and back: the network goes along, heads of the other kind do not
+    named = run("voice", data, tmp_path / "c.pt", short, tmp_path)
+    further = distil("d.pt", replace(short, start=named, rate=1e-12))
+    back = run(
+        "voice", data, tmp_path / "e.pt", replace(short, start=further, rate=1e-12), tmp_path
+    )
+    for name, weight in load_network(named).named_parameters():
+        for path in (further, back):
+            torch.testing.assert_close(load_network(path).get_parameter(name), weight)
+    with pytest.raises(DataError, match=r"another training.*average_time"):
+        run("face", data, tmp_path / "f.pt", replace(short, start=further), tmp_path)
+
+
+def test_lessons_of_acted_speech_are_those_of_the_speaker_at_that_speed():
+    word = np.ones(16000, np.float32)
+    speech = SpeechSet(("emodb/ann", "emodb/bob", "other/cem"), ((word,), (word,), (word,)))
+    sampler, seed = SpeechSampler(speech, (), VoiceSpec()), speaker_distillation.SEED
+    lessons = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
+    found = speaker_distillation.steady_lessons(lessons, sampler, seed)
+    groups = {}
+    for k in range(300):
+        speaker, speed = sampler.somebody(np.random.default_rng((seed, k)))
+        groups.setdefault((speaker, round(speed, 1)), []).append(k)
+    assert len(groups) == 15  # three speakers, five speeds
+    for (speaker, _), same in groups.items():
+        if speaker == 2:
+            np.testing.assert_array_equal(found[same], lessons[same])
+        else:
+            mean = lessons[same].mean(axis=0)
+            wanted = np.tile(mean / np.linalg.norm(mean), (len(same), 1))
+            np.testing.assert_allclose(found[same], wanted, rtol=1e-5)
 
 
 def test_what_is_said_of_a_stretch_goes_with_that_stretch(data, tmp_path, monkeypatch):

@@ -41,8 +41,11 @@ class CNN20Objective(Objective):
     network: CNN20
 
     def shape(self) -> dict[str, Any]:
-        made = self.network
-        return {"width": made.width, "dim": made.dim, "average_time": made.average_time}
+        return _shape(self.network)
+
+
+def _shape(made: CNN20) -> dict[str, Any]:
+    return {"width": made.width, "dim": made.dim, "average_time": made.average_time}
 
 
 @dataclass(frozen=True)
@@ -83,19 +86,27 @@ class Checkpoint:
         return int(state["step"])
 
     def start_from(self, path: Path, entry: str) -> None:
-        """Take the weights and heads of a finished training, to train them further.
+        """Take the weights of a finished training, and its heads if it was one like this.
 
-        Of a model file (.edgeid) the network of ``entry`` is taken, see ``cnn20_of_graph``; it
-        has no heads.
+        Of a model file (.edgeid) the network of ``entry`` is taken, see ``cnn20_of_graph``.
         """
         try:
-            if is_model_file(path):
-                network = start_network(path, entry)
-                self.objective.network.load_state_dict(network.state_dict())
+            if self.has_heads(path):
+                self.objective.load_state_dict(read_checkpoint(path)["objective"])
                 return
-            self.objective.load_state_dict(read_checkpoint(path)["objective"])
-        except (KeyError, RuntimeError) as error:
+            network = start_network(path, entry)
+            if _shape(network) != self.objective.shape():
+                raise ValueError(f"a network of {_shape(network)}, not {self.objective.shape()}")
+            self.objective.network.load_state_dict(network.state_dict())
+        except (KeyError, RuntimeError, ValueError) as error:
             raise _other_training(path, error) from None
+
+    def has_heads(self, path: Path) -> bool:
+        """Whether ``path`` holds all that this objective learns, beside the network its heads."""
+        if is_model_file(path):
+            return False
+        stored = read_checkpoint(path).get("objective", {})
+        return set(stored) == set(self.objective.state_dict())
 
 
 def is_model_file(path: Path) -> bool:

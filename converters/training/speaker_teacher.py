@@ -1,4 +1,4 @@
-"""A public speaker encoder as teacher: what it says of every training utterance.
+"""A public speaker encoder as teacher: what it says of utterances, or of stretches of speech.
 
 The encoder is CAM++ (Wang et al. 2023, "CAM++: A fast and efficient network for speaker
 verification using context-aware masking"), which the 3D-Speaker project (Apache 2.0) trained on

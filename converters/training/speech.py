@@ -184,10 +184,15 @@ class SpeechSampler:
 
         Words are followed by others of the same speaker, so that there is more to tell by.
         """
-        speaker = int(rng.choice(len(self.speech.speakers), p=self.speech.weights))
-        speed = 1.0 if rng.random() < SPEED_SHARES[0] else rng.uniform(min(SPEEDS), max(SPEEDS))
+        speaker, speed = self.somebody(rng)
         first = int(rng.integers(len(self.speech.utterances[speaker])))
         return self._augment(self._take(speaker, first, speed, rng, more=1.0), rng)
+
+    def somebody(self, rng: np.random.Generator) -> tuple[int, float]:
+        """A speaker and a speed: the first that ``stretch`` draws from its generator."""
+        speaker = int(rng.choice(len(self.speech.speakers), p=self.speech.weights))
+        speed = 1.0 if rng.random() < SPEED_SHARES[0] else rng.uniform(min(SPEEDS), max(SPEEDS))
+        return speaker, speed
 
     def hear(self, waves: Samples, rng: np.random.Generator) -> NDArray[np.float32]:
         """Windows (N, 1, frames, mels) of waves (N, samples), in another style of speaking."""

@@ -42,9 +42,9 @@ class TrainOptions:
         seed: of weights, sampling and augmentation.
         threads: of torch; 2 collapse when anything else uses the cores.
         save_every: steps between checkpoints.
-        start: a finished checkpoint whose network and heads are trained further, at the full
-            margin; or a model file, whose network is, with new heads; None starts from random
-            weights.
+        start: a finished checkpoint whose network is trained further, and its heads if it learnt
+            as this one does, at the full margin; or a model file, whose network is, with new
+            heads; None starts from random weights.
         keep: share of the network at ``start`` in the weights of the result, 0..1: less of what
             it could do is forgotten, see ``average_networks``.
         progress: whether to show a progress bar.
@@ -96,7 +96,7 @@ def train(
         desc=title,
         disable=not options.progress,
     )
-    trained_heads = options.start is not None and not is_model_file(options.start)
+    trained_heads = options.start is not None and checkpoint.has_heads(options.start)
     smooth = 0.0
     for step in bar:
         with blas_threads(options.threads):
