@@ -96,7 +96,7 @@ def choose_codings(
         budget: bytes of the model file.
         fixed: codings, by number of the pair, that are not to be chosen.
         apart: weights of a pair may have codebooks of their own, see ``Choice``.
-        shortest: r that may be chosen, at least, for each entry.
+        shortest: r that may be chosen, at least, for each entry, and for weights otherwise.
         largest: K that may be chosen, at most.
 
     Raises:
@@ -116,8 +116,11 @@ def choose_codings(
 
 
 def _least_lengths(pair: Pair, shortest: Mapping[str, int]) -> list[int]:
-    """The least r of each weight: what the entries that read it ask for."""
-    return [max(shortest[entry] for entry, _ in readers) for readers in pair.readers]
+    """The least r of each weight: its own, or what the entries that read it ask for."""
+    return [
+        shortest.get(weight, max(shortest[entry] for entry, _ in readers))
+        for weight, readers in zip(pair.tensors, pair.readers, strict=True)
+    ]
 
 
 def _eligible(choice: Choice, lengths: Sequence[int], largest: int) -> bool:

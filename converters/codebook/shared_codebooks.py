@@ -83,8 +83,8 @@ class SharedCodebooks(Pass):
             choose. Sharing binds a pair to one K and r, which costs where one network needs
             finer codebooks than the other.
         shortest: sub-vectors that a budget may choose, at least; of all entries, or of each by
-            name (2 where one is not named). From 4 on the native engine looks up where it would
-            multiply for 2, and 8 is faster still.
+            name (2 where one is not named), and of weights for which it differs. From 4 on the
+            native engine looks up where it would multiply for 2, and 8 is faster still.
         largest: codewords of a sub-space that a budget may choose, at most. From 64 down the
             native engine looks up, however many outputs there are.
         compare: measure what sharing saves against separate codebooks of equal error; takes
@@ -119,15 +119,16 @@ class SharedCodebooks(Pass):
             raise DataError(f"samples {self.samples} and budget {self.budget} must be positive")
         if self.apart and (self.budget is None or self.compare):
             raise DataError("apart needs a budget, and cannot be compared with codebooks apart")
-        strangers = () if isinstance(self.shortest, int) else self.shortest.keys() - {*self.entries}
-        if strangers:
-            raise DataError(f"shortest: {sorted(strangers)} are none of {[*self.entries]}")
         if self.rounds < 0:
             raise DataError(f"rounds {self.rounds} must not be negative")
         for entry in self.entries:
             graph.entry(entry)
             context.inputs(entry)
         coded = {t for pair in self._pairing(graph).pairs for t in pair.tensors}
+        known = {*self.entries, *coded}
+        strangers = () if isinstance(self.shortest, int) else self.shortest.keys() - known
+        if strangers:
+            raise DataError(f"shortest: {sorted(strangers)} are none of {sorted(known)}")
         for layer in self.layers:
             Coding(layer.k, layer.r).validate()
             if layer.weight not in coded:
@@ -220,7 +221,7 @@ class SharedCodebooks(Pass):
         """For each entry."""
         if isinstance(self.shortest, int):
             return dict.fromkeys(self.entries, self.shortest)
-        return {entry: self.shortest.get(entry, 2) for entry in self.entries}
+        return dict.fromkeys(self.entries, 2) | self.shortest
 
     def _given(self, pairing: Pairing) -> tuple[Coding, ...]:
         """K and r of every pair as the user wants them."""
