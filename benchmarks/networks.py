@@ -215,13 +215,14 @@ def quantise_onnx(source: Path, out: Path, samples: FloatArray) -> None:
 
 
 def build(work: Path, model: Path, teacher: Path, wanted: Sequence[str]) -> None:
-    """Write what is missing of the folders ``wanted`` below ``work``.
+    """Write what is missing of the folders ``wanted`` below ``work``; "trained" always, for the
+    model may be another.
 
     Args:
         model: a trained pair with codebooks, for "trained".
         teacher: the public MobileFaceNet in ONNX, for "mobilefacenet".
     """
-    missing = [name for name in wanted if not (work / name / "inputs.npz").is_file()]
+    missing = [n for n in wanted if n == "trained" or not (work / n / "inputs.npz").is_file()]
     if not missing:
         return
     torch.set_num_threads(1)
