@@ -1,8 +1,8 @@
 """Train the voice network to say what a public speaker encoder says of the same speech.
 
-Nobody's name is needed: speech at any speed is somebody's, and the encoder knows how near two
-voices are. Labels teach a network to tell a few thousand speakers apart, which it can do by the
-room each was recorded in; an encoder trained on 200,000 people goes by the voice.
+Nobody's name is needed, but of actors: speech at any speed is somebody's, and the encoder knows
+how near two voices are. Labels teach a network to tell a few thousand speakers apart, which it can
+do by the room each was recorded in; an encoder trained on 200,000 people goes by the voice.
 """
 
 from __future__ import annotations
