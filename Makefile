@@ -77,13 +77,15 @@ model: $(VENV)/development
 	$(BIN)/edgeid train voice --start $(WORK)/voice4.pt --stretches 120000 --strength 0.5 \
 	    --rate 0.015 --steps 4000 --seed 5 --threads 2 --out $(WORK)/voice5.pt
 	$(BIN)/edgeid train voice --start $(WORK)/voice5.pt --stretches 120000 --strength 0.5 \
-	    --rate 0.01 --steps 1800 --seed 6 --keep 0.5 --threads 2 --out $(WORK)/voice.pt
+	    --rate 0.01 --steps 1800 --seed 6 --keep 0.5 --threads 2 --out $(WORK)/voice6.pt
+	$(BIN)/edgeid train voice --start $(WORK)/voice6.pt --stretches 120000 --strength 0.5 \
+	    --rate 0.012 --steps 3000 --seed 7 --keep 0.5 --threads 2 --out $(WORK)/voice.pt
 	$(BIN)/edgeid train landmarks --out $(WORK)/landmarks.pt
 	$(BIN)/edgeid train detector --out $(WORK)/detector.pt
 	$(BIN)/edgeid convert --face $(WORK)/face.pt --voice $(WORK)/voice.pt \
 	    --landmarks $(WORK)/landmarks.pt --detector $(WORK)/detector.pt \
 	    --recipe converters/default_recipe.json --samples 30000 --weights int8 \
-	    --landmark-bits 4 --mirror --threads 2 --model-version 6 --resume \
+	    --landmark-bits 4 --mirror --threads 2 --model-version 7 --resume \
 	    --card converters/default_card.json --out edgeid/default.edgeid
 	$(BIN)/python benchmarks/figures.py --card edgeid/default.edgeid
 

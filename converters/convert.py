@@ -223,7 +223,14 @@ def _context(people: People | None, options: ConvertOptions, work: Path) -> Cont
     if people is None:
         return Context({}, work, options.seed, options.threads)
     inputs = people.training(options.samples)
-    return Context(inputs.samples, work, options.seed, options.threads, labels=inputs.labels)
+    return Context(
+        inputs.samples,
+        work,
+        options.seed,
+        options.threads,
+        labels=inputs.labels,
+        fresh=people.fresh(),
+    )
 
 
 def _scaled(graph: Graph, entry: str, inputs: FloatArray, options: ConvertOptions) -> Graph:

@@ -7,14 +7,17 @@ anything, gives accuracies, thresholds and score fusion.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeid.converters.recipe import Fresh
 from edgeid.converters.training.faces import Crops, FaceSet, read_faces
-from edgeid.converters.training.speech import SpeechSet, read_speech
+from edgeid.converters.training.speaking_styles import Styles
+from edgeid.converters.training.speech import SpeechSampler, SpeechSet, read_speech, read_training
+from edgeid.runtime.audio import Samples
 from edgeid.runtime.encoding import FloatArray
 from edgeid.runtime.errors import DataError
 from edgeid.runtime.face import FaceSpec, network_input
@@ -23,6 +26,7 @@ from edgeid.runtime.voice import VoiceSpec, cut_windows
 
 Labels = NDArray[np.int64]
 ORDER = 1  # seed
+STRENGTH = 0.5  # of what is done to speech beside that which was recorded
 UNLABELLED_SHARE = 10  # one sample in so many is held out where nobody is named
 
 
@@ -46,12 +50,14 @@ class People:
     Attributes:
         faces, speech: those that passes may learn from, and those that are held out.
         face, voice: how they become inputs of the networks.
+        sampler: of the speech that passes may learn from, in other styles, rooms and lengths.
     """
 
     faces: tuple[FaceSet, FaceSet] | None
     speech: tuple[SpeechSet, SpeechSet] | None
     face: FaceSpec
     voice: VoiceSpec
+    sampler: SpeechSampler | None = None
 
     def training(self, most: int) -> NetworkInputs:
         """Inputs of the first group, at most so many of an entry, drawn evenly, in any order.
@@ -66,6 +72,15 @@ class People:
             {entry: rows[order[entry]] for entry, rows in found.samples.items()},
             {entry: labels[order[entry]] for entry, labels in found.labels.items()},
         )
+
+    def fresh(self) -> dict[str, Fresh]:
+        """Further inputs without end, by entry: speech that is altered whenever it is drawn."""
+        return {} if self.sampler is None else {VOICE: self.sampler.windows}
+
+    def with_training_sets(self, data: Path) -> People:
+        """The same, passes hearing words as well as sentences, and noise, from a data folder."""
+        speech, noise = read_training(data, self.voice)
+        return replace(self, sampler=_sampler(speech, self.voice, noise))
 
     def held_out(self, most: int) -> NetworkInputs:
         """Inputs of the second group."""
@@ -103,12 +118,18 @@ def read_people(
         DataError: a source is missing, empty, or too small to hold anybody out.
         AudioError: a recording cannot be decoded.
     """
+    speech = _parted_speech(read_speech(voices, voice)) if voices else None
     return People(
         _parted_faces(read_faces(faces, read_photo)) if faces is not None else None,
-        _parted_speech(read_speech(voices, voice)) if voices else None,
+        speech,
         face,
         voice,
+        _sampler(speech[0], voice) if speech else None,
     )
+
+
+def _sampler(speech: SpeechSet, spec: VoiceSpec, noise: tuple[Samples, ...] = ()) -> SpeechSampler:
+    return SpeechSampler(speech, noise, spec, Styles(share=1.0), STRENGTH)
 
 
 def _parted_faces(faces: FaceSet) -> tuple[FaceSet, FaceSet]:

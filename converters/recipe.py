@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 Figures = dict[str, float | int | str]
+Fresh = Callable[[int, np.random.Generator], FloatArray]
 T = TypeVar("T")
 
 
@@ -63,6 +64,8 @@ class Context:
         progress: whether to show progress bars.
         labels: who is in each sample, int64 (N,) of 0, 1, 2 ..., for passes that can use it;
             entries without labels are left out.
+        fresh: of entries that have such a source, what gives so many further inputs (n, *shape)
+            each time, like speech that is altered whenever it is drawn.
     """
 
     samples: dict[str, FloatArray]
@@ -71,6 +74,7 @@ class Context:
     threads: int = 1
     progress: bool = True
     labels: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    fresh: dict[str, Fresh] = field(default_factory=dict)
 
     def track(self, items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
         """``items`` behind a progress bar with the remaining time."""

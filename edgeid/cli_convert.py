@@ -167,7 +167,7 @@ def _people(
     """Who was given; the data sets stand in where passes or calibration need somebody."""
     from edgeid.converters.people import read_people
 
-    faces, voices = options.faces, options.voices
+    faces, voices, data = options.faces, options.voices, None
     if faces is None and voices is None:
         if not chosen.calibrated and options.recipe == "plain" and options.report is None:
             return None
@@ -175,13 +175,14 @@ def _people(
         faces = data / "faces" / "train.zip"
         voices = data / "speech" / "train_sentences.zip"
     assert chosen.face is not None  # ``_chosen`` sets it
-    return read_people(
+    people = read_people(
         faces,
         [voices] if voices else [],
         chosen.face,
         chosen.voice,
         networks.photo_reader(chosen.face),
     )
+    return people if data is None else people.with_training_sets(data)
 
 
 def _judge(people: People | None) -> Judge | None:

@@ -146,7 +146,7 @@ def test_the_regression_is_that_of_an_independent_minimiser():
             rows += [(score, mean, claimed == probing) for score in cosines]
     scores, means, genuine = np.array(rows).T
     columns = np.stack([scores, means.clip(agreement.low, agreement.high)], axis=1)
-    share = np.where(genuine, 0.05 / genuine.sum(), 0.95 / (1 - genuine).sum())
+    share = np.where(genuine, 0.01 / genuine.sum(), 0.99 / (1 - genuine).sum())
     sign = np.where(genuine, 1, -1)
     spread = np.sqrt(share @ (columns - share @ columns) ** 2)
 
@@ -198,7 +198,7 @@ def test_a_calibration_is_measured_on_moved_scores():
 
 
 def test_usual_is_the_agreement_of_samples_as_recorded():
-    plain, poor = people(60, 1, samples=6), people(60, 1, (2.0, 4.0))
+    plain, poor = people(60, 1, samples=6), people(60, 1, (1.0, 2.5))
     both = [
         Views(np.concatenate([a.embeddings, b.embeddings]), np.ones((2, 6)))
         for a, b in zip(plain, poor, strict=True)

@@ -80,6 +80,17 @@ def test_named_people_are_parted_by_person(folders):
     assert len(people.held_out(3).samples["face"]) == 3
 
 
+def test_passes_hear_further_speech_of_those_who_are_not_held_out(folders):
+    people = read_people(folders / "faces", [folders / "voices"], FACE, VOICE)
+    assert people.sampler.speech.speakers == people.speech[0].speakers
+    assert people.sampler.noise == ()
+    (entry,) = people.fresh()
+    windows = people.fresh()[entry](5, np.random.default_rng(0))
+    assert entry == "voice"
+    assert windows.shape == (5, 1, 112, 96)
+    assert read_people(folders / "faces", [], FACE, VOICE).fresh() == {}
+
+
 def test_an_archive_is_read_as_the_folder_is(folders, tmp_path):
     archive = tmp_path / "faces.zip"
     with zipfile.ZipFile(archive, "w") as new:

@@ -102,6 +102,29 @@ def test_a_stretch_that_is_heard_unaltered_is_what_the_device_computes():
     np.testing.assert_allclose(heard, cut_windows(wave, SPEC), atol=1e-5)
 
 
+def test_of_some_stretches_only_a_word_is_heard():
+    """Unaltered windows of one long utterance: those of a word repeat it, the others are whole."""
+    speech = SpeechSet(("s/ann",), ((noise(SPEC.window_samples + 1),),))
+    sampler = SpeechSampler(speech, (), SPEC, strength=0.0)
+    waves = [sampler.stretch(np.random.default_rng(k)) for k in range(60)]
+    heard = sampler.listen(waves, np.random.default_rng(3))
+    whole = sampler.hear(np.stack(waves), np.random.default_rng(0))
+    cut = np.abs(heard - whole).max(axis=(1, 2, 3)) > 1e-3
+    assert 8 < cut.sum() < 30  # three in ten
+    np.testing.assert_array_equal(heard, sampler.listen(waves, np.random.default_rng(3)))
+
+
+@pytest.mark.parametrize("count", [1, 64, 70])
+def test_windows_are_as_many_as_asked_for_and_depend_on_the_generator_alone(count):
+    sampler = SpeechSampler(small_set(), (), SPEC)
+    windows, again, other = (sampler.windows(count, np.random.default_rng(s)) for s in (4, 4, 5))
+    assert windows.shape == (count, 1, 112, 96)
+    assert windows.dtype == np.float32
+    assert np.isfinite(windows).all()
+    np.testing.assert_array_equal(windows, again)
+    assert not np.array_equal(windows, other)
+
+
 def test_less_strength_leaves_more_windows_as_they_are():
     clip = noise(SPEC.window_samples + 1)
     speech = SpeechSet(("s/ann",), ((clip,),))

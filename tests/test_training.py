@@ -17,7 +17,12 @@ import soundfile  # noqa: E402
 
 from edgeid.converters.graphs.torch_graph import export_torch  # noqa: E402
 from edgeid.converters.networks.cnn20 import INPUT_SHAPE  # noqa: E402
-from edgeid.converters.training import speaker_distillation, speaker_teacher, training  # noqa: E402
+from edgeid.converters.training import (  # noqa: E402
+    speaker_distillation,
+    speaker_teacher,
+    training,
+)
+from edgeid.converters.training import speech as training_speech  # noqa: E402
 from edgeid.converters.training.checkpoint import (  # noqa: E402
     Checkpoint,
     load_network,
@@ -305,7 +310,7 @@ def test_what_is_said_of_a_stretch_goes_with_that_stretch(data, tmp_path, monkey
     heard = []
     monkeypatch.setattr(speaker_distillation, "train", caught)
     monkeypatch.setattr(speaker_distillation, "teach_stretches", lessons)
-    monkeypatch.setattr(speaker_distillation, "SHORT_SHARE", 0.0)
+    monkeypatch.setattr(training_speech, "WORD_SHARE", 0.0)
     speaker_distillation.distil_voice(
         tmp_path / "x.pt", FAST, stretches=12, data=data, strength=0.0, work=tmp_path
     )

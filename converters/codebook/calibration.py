@@ -2,14 +2,15 @@
 
 The targets are the original's embeddings and the outputs of its layers on the same inputs,
 so no labels are needed (METHODS.md section 1). Indices stay as refinement has chosen them: trained
-along by the straight-through estimate, they were worse than those kept.
+along by the straight-through estimate, they were worse than those kept. Weights that are yet to be
+coded can be trained along: they make good what those before them have lost.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +48,7 @@ class CodebookCalibration:
         jitter: pixels (of a log-mel window: bands and frames) by which samples are moved, at
             most; the few that there are count for more.
         mirrored: entries whose samples are turned left to right half the time, as faces may be.
+        entries: that are trained; none: all. What others read as well stays as it is.
         save_every: steps between checkpoints.
         bfloat16: compute convolutions in bfloat16, about twice as fast where the machine
             knows it.
@@ -59,6 +61,7 @@ class CodebookCalibration:
     blend: float = 0.25
     jitter: int = 0
     mirrored: tuple[str, ...] = ()
+    entries: tuple[str, ...] = ()
     save_every: int = 50
     bfloat16: bool = False
 
@@ -92,7 +95,11 @@ class Calibrated:
 
 
 def calibrate(
-    original: Graph, coded: CodedGraph, options: CodebookCalibration, context: Context
+    original: Graph,
+    coded: CodedGraph,
+    options: CodebookCalibration,
+    context: Context,
+    free: Sequence[str] = (),
 ) -> Calibrated:
     """Train the codewords of ``coded`` against ``original``; a checkpoint in work is resumed.
 
@@ -100,14 +107,15 @@ def calibrate(
         original: float weights under the same names, channels in the same order.
         coded: what ``code_graph`` made of it.
         options: how long and how fast.
-        context: its samples are the inputs; no labels.
+        context: its samples are the inputs, fresh ones where it has them; no labels.
+        free: weights that are not coded, and trained along.
 
     Raises:
         DataError: the samples or a checkpoint do not fit, or training has diverged.
     """
     options.validate()
     torch.set_num_threads(context.threads)
-    training = _Training(original, coded, options, context)
+    training = _Training(original, coded, options, context, free)
     before = training.probe_loss()
     first = training.resume()
     for step in context.track(range(first, options.steps), "calibration", options.steps - first):
@@ -127,17 +135,25 @@ class _Training:
     """The state of a calibration: student, optimiser, collected gradients."""
 
     def __init__(
-        self, original: Graph, coded: CodedGraph, options: CodebookCalibration, context: Context
+        self,
+        original: Graph,
+        coded: CodedGraph,
+        options: CodebookCalibration,
+        context: Context,
+        free: Sequence[str] = (),
     ) -> None:
         self.options, self.context, self.coded = options, context, coded
-        self.entries = coded.entries()
-        self.teacher = GraphModule(original, self.entries).requires_grad_(False)
-        self.student = CodebookModule(coded.graph, self.entries, coded.pairs)
+        entries = coded.entries()
+        self.entries = tuple(e for e in entries if e in options.entries or not options.entries)
+        self.teacher = GraphModule(original, entries).requires_grad_(False)
+        self.student = CodebookModule(coded.graph, entries, coded.pairs)
         self.outputs = coded.outputs()
         self.spreads = {entry: self._spreads(entry) for entry in self.entries}
         self.student.requires_grad_(False)
-        trained = [p.requires_grad_(True) for p in self.student.trainable()]
-        groups = [{"params": [p], "peak": options.rate * _size(p)} for p in trained]
+        self.trained = self.student.trainable(self.entries, free)
+        for parameter in self.trained:
+            parameter.requires_grad_(True)
+        groups = [{"params": [p], "peak": options.rate * _size(p)} for p in self.trained]
         self.optimiser = torch.optim.Adam(groups, lr=options.rate, betas=(0.9, 0.99))
 
     def step(self, step: int) -> None:
@@ -149,7 +165,7 @@ class _Training:
         rng = np.random.default_rng((self.context.seed, step))
         for entry in self.entries:
             self.loss(entry, self._draw(entry, rng)).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.student.trainable(), 5.0)
+        torch.nn.utils.clip_grad_norm_(self.trained, 5.0)
         self.optimiser.step()
         with torch.no_grad():
             for gain in self.student.gains:
@@ -220,6 +236,8 @@ class _Training:
         self.optimiser.load_state_dict(state["optimiser"])
 
     def _draw(self, entry: str, rng: np.random.Generator) -> Tensor:
+        if entry in self.context.fresh:
+            return torch.from_numpy(self.context.fresh[entry](self.options.batch, rng))
         samples = self.context.inputs(entry)
         size = min(self.options.batch, len(samples))
         x = self._varied(entry, rng.permutation(len(samples))[:size], rng)

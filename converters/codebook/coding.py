@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from edgeid.converters.codebook.coded_weights import CodedPair, Coding, cluster
 from edgeid.converters.codebook.layer_statistics import BATCH, LayerWalk
 from edgeid.converters.codebook.output_error import OutputError, output_error, patches_of
+from edgeid.converters.codebook.pair_files import pair_file, read_pair, write_pair
 from edgeid.converters.codebook.pairing import Pair, Pairing
 from edgeid.converters.codebook.plan import (
     Importance,
@@ -29,7 +26,6 @@ from edgeid.converters.graphs.output_scales import affines
 from edgeid.converters.recipe import Context
 from edgeid.runtime.encoding import encode_float32
 from edgeid.runtime.graph import Affine, Conv, Gemm, Graph
-from edgeid.runtime.replacement import replace_file
 
 FURTHER = 16384  # samples of a layer whose filters have more weights than there are patches
 
@@ -78,6 +74,7 @@ def code_graph(
     *,
     samples: int,
     rounds: int = 0,
+    done: Sequence[CodedPair] = (),
 ) -> CodedGraph:
     """Cluster the weights of each pair, front to back.
 
@@ -90,10 +87,11 @@ def code_graph(
         original: with an Affine after each coded layer (``with_output_scales``).
         graph: the same, the weights that are not coded stored as they will be.
         pairing: its weights.
-        codings: of each pair.
+        codings: of each pair, and perhaps of others behind them.
         context: its samples feed the layers.
         samples: how many of them.
         rounds: of refinement against the original layers' outputs; 0 leaves what k-means made.
+        done: the first pairs where they are coded already, in both graphs; they stay as they are.
     """
     originals = make_walks(original, pairing, context, samples)
     walks = make_walks(graph, pairing, context, samples)
@@ -101,19 +99,21 @@ def code_graph(
     tensors = dict(graph.tensors)
     pairs: list[CodedPair] = []
     moments: dict[str, list[tuple[str, Tensor]]] = {}
-    steps = list(zip(pairing.pairs, codings, strict=True))
+    steps = list(zip(pairing.pairs, codings, strict=False))
     for number, (pair, coding) in enumerate(context.track(steps, "codebooks")):
         moments.update(measure_moments(pair, graph, walks))
+        if number < len(done):
+            pairs.append(done[number])
+            continue
         importance = Importance({t: moments[t] for t in pair.tensors}, reach)
-        coded = _read_pair(_file(context, number), pair, graph, coding)
+        coded = read_pair(pair_file(context.work, number), pair, graph, coding)
         if coded is None:
             coded = _clustered(pair, graph, importance, coding, context, number)
             if rounds:
                 view = _View(graph, walks, originals, context, samples)
                 errors = view.errors(pair, reach, coding.r)
                 coded = refine(coded, errors, rounds)
-            context.work.mkdir(parents=True, exist_ok=True)
-            replace_file(_file(context, number), _dump_pair(coded))
+            write_pair(coded, pair_file(context.work, number))
         pairs.append(coded)
         tensors.update(coded.stored())
         for name in pair.tensors:
@@ -125,12 +125,6 @@ def code_graph(
     changed = replace(graph, tensors=tensors)
     changed.validate()
     return CodedGraph(changed, tuple(pairs), Importance(moments, reach))
-
-
-def forget_pairs(work: Path) -> None:
-    """Remove what ``code_graph`` kept."""
-    for path in work.glob("pair-*.npz"):
-        path.unlink(missing_ok=True)
 
 
 def _fitted(
@@ -229,38 +223,3 @@ def _clustered(
     weights = decoded(graph, pair.tensors)
     costs = {name: importance.of(name) for name in weights}
     return cluster(weights, costs, coding, seed=context.seed + number)
-
-
-def _file(context: Context, number: int) -> Path:
-    return context.work / f"pair-{number:03}.npz"
-
-
-def _dump_pair(pair: CodedPair) -> bytes:
-    arrays = {"codewords": pair.codewords.numpy(), "error": np.array(pair.error)}
-    for number, name in enumerate(pair.shapes):
-        arrays[f"gains-{number}"] = pair.gains[name].numpy()
-        arrays[f"indices-{number}"] = pair.indices[name].numpy().astype(np.uint8)  # K <= 256
-    stream = io.BytesIO()
-    np.savez(stream, **arrays)  # type: ignore[arg-type]
-    return stream.getvalue()
-
-
-def _read_pair(path: Path, pair: Pair, graph: Graph, coding: Coding) -> CodedPair | None:
-    """A pair that was kept; None where there is none, or not a whole one."""
-    shapes = {name: graph.tensors[name].shape for name in pair.tensors}
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            names = list(shapes)
-            kept = CodedPair(
-                codewords=torch.from_numpy(stored["codewords"]),
-                gains={n: torch.from_numpy(stored[f"gains-{i}"]) for i, n in enumerate(names)},
-                indices={
-                    n: torch.from_numpy(stored[f"indices-{i}"].astype(np.int64))
-                    for i, n in enumerate(names)
-                },
-                shapes=dict(shapes),
-                error=float(stored["error"]),
-            )
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
-        return None
-    return kept if kept.codewords.shape[1:] == (coding.k, coding.r) else None

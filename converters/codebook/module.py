@@ -49,10 +49,16 @@ class CodebookModule(GraphModule):
         scaled: Tensor = _rounded(self.codewords[owner])[: len(gain)] * gain[:, None, None]
         return scaled
 
-    def trainable(self) -> list[Tensor]:
-        """Codewords, gains, scales and shifts of output channels, biases, slopes. The
-        weights that are kept out of the codebooks stay as they are."""
-        names: set[str] = set()
+    def trainable(self, entries: Sequence[str], free: Sequence[str] = ()) -> list[Tensor]:
+        """What may be trained for some of the entries: what no other entry reads.
+
+        Codewords, gains, scales and shifts of output channels, biases, slopes, and of the weights
+        outside the codebooks those named in ``free``.
+        """
+        others = [e for e in self.entries if e not in entries]
+        read = {n for e in others for x in self.graph.layers_of(e) for n in x.tensor_names()}
+        own = set(self.tensor_names) - read
+        names = set(free)
         for layer in self.graph.layers:
             if isinstance(layer, PRelu):
                 names.add(layer.slope)
@@ -60,8 +66,18 @@ class CodebookModule(GraphModule):
                 names.add(layer.bias)
         for affine in affines(self.graph).values():
             names.update((affine.weight, affine.bias))
-        plain = [super(CodebookModule, self).weight(n) for n in self.tensor_names if n in names]
-        return [*self.codewords, *self.gains, *plain]
+        coded = [name for name in self.coded if self._partners(name) <= own]
+        owners = sorted({self._place[name][0] for name in coded})
+        return [
+            *(self.codewords[owner] for owner in owners),
+            *(self.gains[self._number[name]] for name in coded),
+            *(super(CodebookModule, self).weight(n) for n in self.tensor_names if n in names & own),
+        ]
+
+    def _partners(self, name: str) -> set[str]:
+        """The coded weights with the same codewords."""
+        owner, _ = self._place[name]
+        return {other for other in self.coded if self._place[other][0] == owner}
 
     def pairs(self) -> tuple[CodedPair, ...]:
         """The coded weights with the present codewords, gains and indices."""

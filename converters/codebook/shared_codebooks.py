@@ -16,7 +16,6 @@ import torch
 
 from edgeid.converters.codebook.calibration import CodebookCalibration, calibrate
 from edgeid.converters.codebook.coded_weights import Coding
-from edgeid.converters.codebook.coding import code_graph, forget_pairs
 from edgeid.converters.codebook.pairing import Pairing, pair_layers
 from edgeid.converters.codebook.plan import (
     Importance,
@@ -33,6 +32,7 @@ from edgeid.converters.codebook.sensitivity import (
     measure,
 )
 from edgeid.converters.codebook.sharing import measure_sharing
+from edgeid.converters.codebook.turns import code_in_turns, forget_turns
 from edgeid.converters.graphs.fully_connected import as_convolutions
 from edgeid.converters.graphs.output_scales import with_output_scales
 from edgeid.converters.recipe import Context, Pass, PassResult
@@ -78,6 +78,9 @@ class SharedCodebooks(Pass):
         samples: of each entry that weigh errors; more take more time and memory.
         rounds: of refinement of codewords and indices against the original layers' outputs,
             in turn; 0 leaves what k-means made.
+        turns: in which layers are coded, front to back; after each, ``between`` steps of
+            calibration train what is left to make good what was lost (``code_in_turns``).
+        between: see there.
         apart: under a budget, layers of a pair may have codebooks of their own instead, each
             with its K and r, where that makes the smaller error; takes twice as long to
             choose. Sharing binds a pair to one K and r, which costs where one network needs
@@ -103,6 +106,8 @@ class SharedCodebooks(Pass):
     narrow: int = 8
     samples: int = 256
     rounds: int = 4
+    turns: int = 1
+    between: int = 200
     apart: bool = False
     shortest: Literal[2, 4, 8] | dict[str, Literal[2, 4, 8]] = 2
     largest: Literal[16, 32, 64, 256] = 256
@@ -119,8 +124,10 @@ class SharedCodebooks(Pass):
             raise DataError(f"samples {self.samples} and budget {self.budget} must be positive")
         if self.apart and (self.budget is None or self.compare):
             raise DataError("apart needs a budget, and cannot be compared with codebooks apart")
-        if self.rounds < 0:
-            raise DataError(f"rounds {self.rounds} must not be negative")
+        if self.rounds < 0 or self.between < 0:
+            raise DataError(f"rounds {self.rounds}, between {self.between}: must not be negative")
+        if self.turns < 1:
+            raise DataError(f"turns {self.turns}: layers are coded in 1 or more")
         for entry in self.entries:
             graph.entry(entry)
             context.inputs(entry)
@@ -155,8 +162,16 @@ class SharedCodebooks(Pass):
         if self.reorder:
             original = reorder_channels(original, pairing, codings, importance)
         stored = self._rest_stored(original, coded)
-        clustered = code_graph(
-            original, stored, pairing, codings, used, samples=self.samples, rounds=self.rounds
+        clustered = code_in_turns(
+            original,
+            stored,
+            pairing,
+            codings,
+            used,
+            samples=self.samples,
+            rounds=self.rounds,
+            turns=self.turns,
+            training=replace(self.calibration, steps=self.between),
         )
         result = calibrate(original, clustered, self.calibration, used)
         stages = {
@@ -169,7 +184,7 @@ class SharedCodebooks(Pass):
         }
         best = max(stages, key=lambda stage: (sum(cosines[stage].values()), stage == "clustered"))
         lines, figures = codebook_report(pairing, result, cosines, sensitivity, sharing)
-        forget_pairs(context.work)
+        forget_turns(context)
         forget_sensitivity(context.work)
         lines += (f"stored as {best}: nearer to the original on samples kept for this",)
         return PassResult(stages[best], lines, figures)
@@ -272,10 +287,19 @@ def _fits_float16(values: FloatArray) -> bool:
 
 
 def _split(context: Context, entries: Sequence[str]) -> tuple[Context, Context]:
-    """Samples to work with, and samples to judge by; the same where there are few."""
+    """Samples to work with, and samples to judge by; the same where there are few.
+
+    Half are fresh inputs where an entry has a source of them: codewords fit what they were
+    fitted to.
+    """
     used, held = {}, {}
     for entry in entries:
         samples = context.inputs(entry)
+        if entry in context.fresh:
+            rng = np.random.default_rng((context.seed, HELD_OUT))
+            changed = rng.permutation(len(samples))[: len(samples) // 2]
+            samples = samples.copy()
+            samples[changed] = context.fresh[entry](len(changed), rng)
         last = min(HELD_MOST, len(samples) // HELD_OUT)
         used[entry] = samples[: len(samples) - last]
         held[entry] = samples[len(samples) - last :] if last else samples

@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from edgeid.converters.graphs.embedding_loss import STRUCTURE_WEIGHT, structure_error
 from edgeid.converters.networks.cnn20 import CNN20
-from edgeid.converters.training.acoustics import shorten
 from edgeid.converters.training.checkpoint import CNN20Objective
 from edgeid.converters.training.faces import data_directory
 from edgeid.converters.training.speaker_teacher import DIM, teach_stretches
@@ -28,7 +27,6 @@ from edgeid.runtime.errors import DataError
 from edgeid.runtime.voice import VoiceSpec
 
 SEED = 5  # of the stretches, the same in every training: the encoder is asked once
-SHORT_SHARE, SHORTEST = 0.3, 0.35  # of the windows; seconds of speech in the shortest
 # Sets whose speakers act anger, fear and joy. The encoder takes them for other people: of the two
 # calibration speakers of Emo-DB it confuses 22 % of the pairs.
 ACTED = ("emodb",)
@@ -87,15 +85,11 @@ def distil_voice(
     sampler = SpeechSampler(speech, noise, spec, Styles(share=1.0), strength)
     lessons = teach_stretches(sampler, stretches, SEED, work / "teacher")
     lessons = steady_lessons(lessons, sampler, SEED)
-    shortest = round(SHORTEST * spec.rate)
 
     def draw(rng: np.random.Generator) -> Batch:
         numbers = rng.integers(stretches, size=options.batch)
         waves = [sampler.stretch(np.random.default_rng((SEED, k))) for k in numbers]
-        for i in np.flatnonzero(rng.random(options.batch) < SHORT_SHARE):
-            waves[i] = shorten(waves[i], int(rng.integers(shortest, len(waves[i]))), rng)
-        windows = sampler.hear(np.stack(waves), rng)
-        return torch.from_numpy(windows), torch.from_numpy(lessons[numbers])
+        return torch.from_numpy(sampler.listen(waves, rng)), torch.from_numpy(lessons[numbers])
 
     torch.manual_seed(options.seed)
     return train(SpeakerDistillation(width, dim), draw, options, out, "voice")

@@ -22,6 +22,7 @@ from edgeid.converters.training.acoustics import (
     mix,
     play,
     reverberate,
+    shorten,
 )
 from edgeid.converters.training.faces import is_calibration
 from edgeid.converters.training.speaking_styles import Styles, restyle
@@ -35,6 +36,8 @@ from edgeid.runtime.voice import VoiceSpec, keep_speech, normalise_windows, spee
 SPEEDS = (1.0, 0.9, 1.1, 0.8, 1.2)
 SPEED_SHARES = (0.4, 0.15, 0.15, 0.15, 0.15)
 SHORTEST = 0.2  # seconds of speech an utterance must have to be trained on
+WORD_SHARE, SHORTEST_WORD = 0.3, 0.35  # of stretches cut to a word; seconds, at least
+TOGETHER = 64  # windows that are computed at once
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,23 @@ class SpeechSampler:
         speed = 1.0 if rng.random() < SPEED_SHARES[0] else rng.uniform(min(SPEEDS), max(SPEEDS))
         return speaker, speed
 
+    def windows(self, count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+        """(count, 1, frames, mels) of stretches: see ``stretch`` and ``listen``."""
+        parts = [
+            self.listen([self.stretch(rng) for _ in range(min(TOGETHER, count - start))], rng)
+            for start in range(0, count, TOGETHER)
+        ]
+        return np.concatenate(parts)
+
+    def listen(self, waves: list[Samples], rng: np.random.Generator) -> NDArray[np.float32]:
+        """Windows of stretches, of some of which only a word is heard."""
+        shortest = round(SHORTEST_WORD * self.spec.rate)
+        heard = [
+            shorten(wave, int(rng.integers(shortest, len(wave))), rng) if word else wave
+            for wave, word in zip(waves, rng.random(len(waves)) < WORD_SHARE, strict=True)
+        ]
+        return self.hear(np.stack(heard), rng)
+
     def hear(self, waves: Samples, rng: np.random.Generator) -> NDArray[np.float32]:
         """Windows (N, 1, frames, mels) of waves (N, samples), in another style of speaking."""
         power = power_spectrum(waves, self.spec)
@@ -232,7 +252,7 @@ class SpeechSampler:
             wave = reverberate(wave, self.spec.rate, rng)
         if rng.random() < 0.15 * self.strength:
             wave = band_limit(wave, self.spec.rate, rng)
-        if rng.random() < 0.6 * self.strength:
+        if self.noise and rng.random() < 0.6 * self.strength:
             noise = self.noise[rng.integers(len(self.noise))]
             wave = mix(wave, fill(noise, len(wave), rng), rng.uniform(3, 25))
         if rng.random() < 0.1 * self.strength:
