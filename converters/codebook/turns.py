@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from edgeid.converters.codebook.calibration import CodebookCalibration, calibrate
 from edgeid.converters.codebook.coded_weights import CodedPair, Coding
@@ -22,7 +23,8 @@ from edgeid.runtime.errors import ModelError
 from edgeid.runtime.format import ModelFile, read_model, write_model
 from edgeid.runtime.graph import Graph
 
-GRAPH = "graph.edgeid"  # of a turn: written last, so a turn that has it is done
+TRAINED = "trained"  # folder of what a turn has come to
+GRAPH = "graph.edgeid"  # there, written last: a turn that has it is done
 Done = tuple[Graph, tuple[CodedPair, ...]]
 
 
@@ -48,26 +50,26 @@ def code_in_turns(
     count = len(pairing.pairs)
     ends = sorted({-(-count * turn // turns) for turn in range(1, turns + 1)})
     before: Graph = graph
-    known: tuple[CodedPair, ...] = ()
-    for turn, end in enumerate(ends):
-        last = end == count
+    done: tuple[CodedPair, ...] = ()
+
+    def coded(part: Pairing, inside: Context) -> CodedGraph:
+        # reproducing what was trained is better than what that was trained towards
+        towards = before if done else original
+        return code_graph(
+            towards, before, part, codings, inside, samples=samples, rounds=rounds, done=done
+        )
+
+    for turn, end in enumerate(ends[:-1]):
         part = replace(pairing, pairs=pairing.pairs[:end])
-        inside = context if last else replace(context, work=context.work / f"turn-{turn}")
-        kept = None if last else _read_turn(inside, part, graph, codings)
+        inside = replace(context, work=context.work / f"turn-{turn}")
+        kept = _read_turn(inside.work / TRAINED, part, graph, codings)
         if kept is None:
-            # reproducing what was trained is better than what that was trained towards
-            towards = before if known else original
-            coded = code_graph(
-                towards, before, part, codings, inside, samples=samples, rounds=rounds, done=known
-            )
-            if last:
-                return coded
             left = [name for pair in pairing.pairs[end:] for name in pair.tensors]
-            trained = calibrate(original, coded, training, inside, left).coded
+            trained = calibrate(original, coded(part, inside), training, inside, left).coded
             kept = trained.graph, trained.pairs
-            _write_turn(inside, *kept)
-        before, known = kept
-    raise AssertionError("the last turn codes the last pair")
+            _write_turn(inside.work / TRAINED, *kept)
+        before, done = kept
+    return coded(pairing, context)
 
 
 def forget_turns(context: Context) -> None:
@@ -78,23 +80,21 @@ def forget_turns(context: Context) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_turn(context: Context, graph: Graph, pairs: Sequence[CodedPair]) -> None:
+def _write_turn(folder: Path, graph: Graph, pairs: Sequence[CodedPair]) -> None:
     for number, pair in enumerate(pairs):
-        write_pair(pair, pair_file(context.work, number))
-    write_model(ModelFile(graph), context.work / GRAPH)
+        write_pair(pair, pair_file(folder, number))
+    write_model(ModelFile(graph), folder / GRAPH)
 
 
-def _read_turn(
-    context: Context, part: Pairing, graph: Graph, codings: Sequence[Coding]
-) -> Done | None:
+def _read_turn(folder: Path, part: Pairing, graph: Graph, codings: Sequence[Coding]) -> Done | None:
     """A turn that is done; None where it is not."""
     try:
-        trained = read_model(context.work / GRAPH).graph
+        trained = read_model(folder / GRAPH).graph
     except ModelError:
         return None
     pairs = []
     for number, (pair, coding) in enumerate(zip(part.pairs, codings, strict=False)):
-        kept = read_pair(pair_file(context.work, number), pair, graph, coding)
+        kept = read_pair(pair_file(folder, number), pair, graph, coding)
         if kept is None:
             return None
         pairs.append(kept)
