@@ -229,3 +229,10 @@ def test_half_of_what_is_coded_and_judged_by_is_fresh(context):
     assert all(0.2 < part.mean() < 0.8 for part in altered)
     assert all((part.samples["face"] != 7).any(axis=(1, 2, 3)).all() for part in parts)
     assert not (many == 7).any()  # the caller's samples are left alone
+
+
+def test_one_sample_stays_as_it_is(context):
+    one = {entry: rows[:1] for entry, rows in context.samples.items()}
+    single = replace(context, samples=one, fresh={"voice": lambda *_: pytest.fail("asked")})
+    for part in _split(single, ("face", "voice")):
+        assert np.array_equal(part.samples["voice"], one["voice"])

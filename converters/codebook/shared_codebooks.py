@@ -44,6 +44,7 @@ from edgeid.runtime.graph import Graph
 
 HELD_OUT = 10  # one sample in so many is kept from clustering and calibration,
 HELD_MOST = 256  # but no more than these
+DRAWN = 256  # fresh inputs at once
 
 
 @dataclass(frozen=True)
@@ -299,7 +300,9 @@ def _split(context: Context, entries: Sequence[str]) -> tuple[Context, Context]:
             rng = np.random.default_rng((context.seed, HELD_OUT))
             changed = rng.permutation(len(samples))[: len(samples) // 2]
             samples = samples.copy()
-            samples[changed] = context.fresh[entry](len(changed), rng)
+            parts = [changed[start : start + DRAWN] for start in range(0, len(changed), DRAWN)]
+            for part in context.track(parts, f"fresh inputs: {entry}"):
+                samples[part] = context.fresh[entry](len(part), rng)
         last = min(HELD_MOST, len(samples) // HELD_OUT)
         used[entry] = samples[: len(samples) - last]
         held[entry] = samples[len(samples) - last :] if last else samples
