@@ -116,7 +116,7 @@ def test_an_interrupted_turn_ends_as_an_unbroken_one(graph, context, monkeypatch
     assert len(turns) == 2  # the first turn was not trained again
     dumped = [dump_model(ModelFile(coded.graph)) for coded in (unbroken, resumed)]
     assert dumped[0] == dumped[1]
-    forget_turns(context)
+    forget_turns(context.work)
     assert [path.name for path in context.work.iterdir()] == ["whole"]
 
 
@@ -142,7 +142,12 @@ def test_the_pass_in_turns(graph, context):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"turns": 0}, "turns 0"), ({"between": -1}, "between -1")]
+    ("options", "message"),
+    [
+        ({"turns": 0}, "turns 0"),
+        ({"between": -1}, "between -1"),
+        ({"calibration": CodebookCalibration(entries=("voise",))}, "'voise'"),
+    ],
 )
 def test_bad_options(graph, context, options, message):
     with pytest.raises(DataError, match=message):
@@ -214,6 +219,18 @@ def test_calibration_draws_fresh_inputs_where_there_are_any(graph, context):
     options = replace(TRAINING, steps=3)
     calibrate(original, coded, options, replace(context, fresh={"voice": fresh}))
     assert asked == [24, 24, 24]
+
+
+def test_turns_draw_inputs_of_their_own(graph, context):
+    drawn = []
+
+    def fresh(count, rng):
+        drawn.append(rng.standard_normal((count, *context.samples["voice"].shape[1:]), np.float32))
+        return drawn[-1]
+
+    in_turns(graph, replace(context, fresh={"voice": fresh}), 3, replace(TRAINING, steps=2))
+    assert len(drawn) == 4
+    assert len({batch.tobytes() for batch in drawn}) == 4
 
 
 def test_half_of_what_is_coded_and_judged_by_is_fresh(context):

@@ -48,6 +48,7 @@ class CodebookCalibration:
         jitter: pixels (of a log-mel window: bands and frames) by which samples are moved, at
             most; the few that there are count for more.
         mirrored: entries whose samples are turned left to right half the time, as faces may be.
+            None of the three is for fresh inputs, which are taken as they come.
         entries: that are trained; none: all. What others read as well stays as it is.
         save_every: steps between checkpoints.
         bfloat16: compute convolutions in bfloat16, about twice as fast where the machine

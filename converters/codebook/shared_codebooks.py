@@ -127,6 +127,11 @@ class SharedCodebooks(Pass):
             raise DataError("apart needs a budget, and cannot be compared with codebooks apart")
         if self.rounds < 0 or self.between < 0:
             raise DataError(f"rounds {self.rounds}, between {self.between}: must not be negative")
+        if not {*self.calibration.entries} <= {*self.entries}:
+            raise DataError(
+                f"calibration: entries {[*self.calibration.entries]} are not all of "
+                f"{[*self.entries]}, which are coded"
+            )
         if self.turns < 1:
             raise DataError(f"turns {self.turns}: layers are coded in 1 or more")
         for entry in self.entries:
@@ -185,7 +190,7 @@ class SharedCodebooks(Pass):
         }
         best = max(stages, key=lambda stage: (sum(cosines[stage].values()), stage == "clustered"))
         lines, figures = codebook_report(pairing, result, cosines, sensitivity, sharing)
-        forget_turns(context)
+        forget_turns(context.work)
         forget_sensitivity(context.work)
         lines += (f"stored as {best}: nearer to the original on samples kept for this",)
         return PassResult(stages[best], lines, figures)
@@ -297,7 +302,7 @@ def _split(context: Context, entries: Sequence[str]) -> tuple[Context, Context]:
     for entry in entries:
         samples = context.inputs(entry)
         if entry in context.fresh:
-            rng = np.random.default_rng((context.seed, HELD_OUT))
+            rng = np.random.default_rng((context.seed, HELD_OUT, HELD_MOST))
             changed = rng.permutation(len(samples))[: len(samples) // 2]
             samples = samples.copy()
             parts = [changed[start : start + DRAWN] for start in range(0, len(changed), DRAWN)]

@@ -65,18 +65,19 @@ def code_in_turns(
         kept = _read_turn(inside.work / TRAINED, part, graph, codings)
         if kept is None:
             left = [name for pair in pairing.pairs[end:] for name in pair.tensors]
-            trained = calibrate(original, coded(part, inside), training, inside, left).coded
+            own = replace(inside, seed=context.seed + turn + 1)  # inputs that no other turn draws
+            trained = calibrate(original, coded(part, inside), training, own, left).coded
             kept = trained.graph, trained.pairs
             _write_turn(inside.work / TRAINED, *kept)
         before, done = kept
     return coded(pairing, context)
 
 
-def forget_turns(context: Context) -> None:
+def forget_turns(work: Path) -> None:
     """Remove what ``code_in_turns`` kept."""
-    for path in context.work.glob("turn-*"):
+    for path in work.glob("turn-*"):
         shutil.rmtree(path, ignore_errors=True)
-    for path in context.work.glob("pair-*.npz"):
+    for path in work.glob("pair-*.npz"):
         path.unlink(missing_ok=True)
 
 
